@@ -1,0 +1,9 @@
+"""`lanewise data`."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add this verb group to the command line."""

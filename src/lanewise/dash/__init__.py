@@ -1,0 +1,1 @@
+"""What a person looks at: terminal tables and the HTML report. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Campaign side: plan, run, analyse, decide. Imports no torch."""

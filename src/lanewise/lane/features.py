@@ -1,0 +1,308 @@
+"""Features as data: what each one is, what each of its states sets, and what it is compared with.
+
+Adding a feature touches this file and the op or block it concerns, nothing else. `off` is what a competent user
+installs on that device today; where it is a slow reference instead, `control_note` says so in so many words.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+class Role(enum.StrEnum):
+    """What a feature is for, which decides how it is judged."""
+
+    HOT_PATH = "hot_path"
+    """Removes repeated work from every step; may become a default on evidence."""
+    BRIDGE = "bridge"
+    """Routes work to a better maintained path."""
+    SELECTIVE = "selective"
+    """A broad fusion that must keep proving itself against a narrow one."""
+    TAX = "tax"
+    """Costs step time for quality; opt-in, judged against a budget."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """One row of the article's decision table ("Training speed by feature", feature families)."""
+
+    key: str
+    title: str
+    speed_role: str
+    default_stance: str
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        key="fused_mamba",
+        title="Fused Mamba path",
+        speed_role="Direct hot-path speed win",
+        default_stance="Default on when the model uses it",
+    ),
+    Family(
+        key="fused_residual",
+        title="Fused residual helpers",
+        speed_role="Repeated small wins that compound",
+        default_stance="Default on",
+    ),
+    Family(
+        key="fused_mla_ingress",
+        title="Narrow MLA ingress fusion",
+        speed_role="Direct local win",
+        default_stance="Default on if validated",
+    ),
+    Family(
+        key="fused_mla_projection",
+        title="Broad MLA projection fusion",
+        speed_role="Conditional / needs repeated proof",
+        default_stance="Keep selective",
+    ),
+    Family(
+        key="fused_moe",
+        title="Fused MoE dispatch and compute",
+        speed_role="Major throughput lever",
+        default_stance="Treat as core optimization",
+    ),
+    Family(
+        key="backend_dispatch",
+        title="Backend bridge / dispatcher",
+        speed_role="Indirect speed enabler",
+        default_stance="Keep centralized",
+    ),
+    Family(
+        key="stp",
+        title="STP and similar aux features",
+        speed_role="Measured tax",
+        default_stance="Keep experimental",
+    ),
+)
+"""The article's seven families, in its order and words; a test pins them."""
+
+Preference = tuple[str, ...]
+"""Backends of an op in the order to try; one name alone must run or the run fails; empty is the op's own order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What one state of a feature sets.
+
+    Attributes:
+        ops: op → backends to try, by device type (`cpu`, `cuda`).
+        model: switches read when the model is assembled, e.g. `{"extra_aux_losses": True}`.
+        runtime: switches read when the run is built, e.g. `{"regional_compile": True}`.
+    """
+
+    ops: Mapping[str, Mapping[str, Preference]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    model: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    runtime: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feature:
+    """One switchable feature.
+
+    Attributes:
+        key: name in `[features]`.
+        title: words for tables.
+        role: how it is judged.
+        family: key of the article's family, or None for features beyond the article.
+        letters: pattern letters it touches; empty touches every lane.
+        settings: state → what it sets; `off` is the control.
+        control_note: why the control is honest, or that it is the slow reference and why.
+        default_state: state when neither the user nor the ledger speaks (the stance).
+        stance: the stance in words, for tables.
+        tax_budget_ratio: largest acceptable step-time ratio of a tax, e.g. 1.01; None for others.
+        equal_mathematics: whether both states promise the same loss up to rounding.
+        built: whether this version implements it.
+    """
+
+    key: str
+    title: str
+    role: Role
+    family: str | None
+    letters: frozenset[str]
+    settings: Mapping[str, Setting]
+    control_note: str
+    default_state: str
+    stance: str
+    tax_budget_ratio: float | None = None
+    equal_mathematics: bool = True
+    built: bool = True
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """States in declaration order; `off` first."""
+        return tuple(self.settings)
+
+    def applies_to(self, pattern_letters: frozenset[str]) -> bool:
+        """Whether a lane with these block letters has anything for this feature to change."""
+        return not self.letters or bool(self.letters & pattern_letters)
+
+
+def _op_switch(
+    op: str, *, off: Mapping[str, Preference], on: Mapping[str, Preference]
+) -> dict[str, Setting]:
+    return {"off": Setting(ops={op: off}), "on": Setting(ops={op: on})}
+
+
+FEATURES: tuple[Feature, ...] = (
+    Feature(
+        key="fused_mamba",
+        title="fused Mamba",
+        role=Role.HOT_PATH,
+        family="fused_mamba",
+        letters=frozenset("M"),
+        settings=_op_switch(
+            "ssm_scan", off={"cpu": ("recurrence.torch",)}, on={"cpu": ("chunked.torch",)}
+        ),
+        control_note="the step recurrence: no installable Mamba-3 package runs on a CPU",
+        default_state="on",
+        stance="default on",
+    ),
+    Feature(
+        key="fused_recurrent",
+        title="fused M2RNN",
+        role=Role.HOT_PATH,
+        family=None,
+        letters=frozenset("R"),
+        settings=_op_switch(
+            "m2rnn_scan", off={"cpu": ("loop.torch",)}, on={"cpu": ("fused.torch",)}
+        ),
+        control_note="the autograd loop: no installable M2RNN package runs on a CPU",
+        default_state="on",
+        stance="default on",
+    ),
+    Feature(
+        key="fused_residual",
+        title="fused residual + norm",
+        role=Role.HOT_PATH,
+        family="fused_residual",
+        letters=frozenset(),
+        settings=_op_switch(
+            "add_norm", off={"cpu": ("composed.torch",)}, on={"cpu": ("fused.torch",)}
+        ),
+        control_note="x + residual, then torch's own rms_norm",
+        default_state="on",
+        stance="default on",
+    ),
+    Feature(
+        key="fused_mla_ingress",
+        title="narrow MLA ingress",
+        role=Role.HOT_PATH,
+        family="fused_mla_ingress",
+        letters=frozenset("A"),
+        settings=_op_switch(
+            "mla_ingress", off={"cpu": ("reshaped.torch",)}, on={"cpu": ("assembled.torch",)}
+        ),
+        control_note="split, rotate, expand, concatenate: what public MLA modules do",
+        default_state="on",
+        stance="on once validated",
+    ),
+    Feature(
+        key="fused_mla_projection",
+        title="broad MLA projection",
+        role=Role.SELECTIVE,
+        family="fused_mla_projection",
+        letters=frozenset("A"),
+        settings={"off": Setting(), "on": Setting()},
+        control_note="the narrow ingress (narrow before broad)",
+        default_state="off",
+        stance="selective",
+        built=False,
+    ),
+    Feature(
+        key="fused_moe",
+        title="fused MoE",
+        role=Role.HOT_PATH,
+        family="fused_moe",
+        letters=frozenset("E"),
+        settings=_op_switch(
+            "moe_experts", off={"cpu": ("padded.torch",)}, on={"cpu": ("sorted.torch",)}
+        ),
+        control_note="the article's standard path: permute, pad, batched GEMM, unpad, unpermute",
+        default_state="on",
+        stance="core",
+    ),
+    Feature(
+        key="fused_linear_ce",
+        title="fused linear cross-entropy",
+        role=Role.HOT_PATH,
+        family=None,
+        letters=frozenset(),
+        settings=_op_switch(
+            "linear_cross_entropy", off={"cpu": ("plain.torch",)}, on={"cpu": ("chunked.torch",)}
+        ),
+        control_note="full logits, then torch's cross_entropy",
+        default_state="on",
+        stance="default on",
+    ),
+    Feature(
+        key="fused_optimizer",
+        title="fused optimizer",
+        role=Role.HOT_PATH,
+        family=None,
+        letters=frozenset(),
+        settings=_op_switch(
+            "optimizer_step", off={"cpu": ("per_tensor.torch",)}, on={"cpu": ("fused.torch",)}
+        ),
+        control_note="torch.optim.AdamW's own CPU default, one tensor at a time",
+        default_state="on",
+        stance="default on",
+    ),
+    Feature(
+        key="backend_dispatch",
+        title="backend dispatcher",
+        role=Role.BRIDGE,
+        family="backend_dispatch",
+        letters=frozenset("A"),
+        settings=_op_switch("attention_core", off={"cpu": ("sdpa.torch",)}, on={"cpu": ()}),
+        control_note="scaled_dot_product_attention called as it is; on = the dispatcher's measured order",
+        default_state="on",
+        stance="centralised",
+    ),
+    Feature(
+        key="regional_compile",
+        title="regional compile",
+        role=Role.BRIDGE,
+        family=None,
+        letters=frozenset(),
+        settings={"off": Setting(), "on": Setting(runtime={"regional_compile": True})},
+        control_note="eager execution of the same blocks",
+        default_state="off",
+        stance="opt-in on CPU",
+    ),
+    Feature(
+        key="extra_aux_losses",
+        title="extra auxiliary losses",
+        role=Role.TAX,
+        family="stp",
+        letters=frozenset("E"),
+        settings={"off": Setting(), "on": Setting(model={"extra_aux_losses": True})},
+        control_note="bias-balanced routing without auxiliary losses",
+        default_state="off",
+        stance="experimental, opt-in",
+        tax_budget_ratio=1.01,
+        equal_mathematics=False,
+    ),
+    Feature(
+        key="stp",
+        title="STP (trajectory straightness)",
+        role=Role.TAX,
+        family="stp",
+        letters=frozenset(),
+        settings={"off": Setting(), "on": Setting(model={"stp": True})},
+        control_note="no auxiliary loss",
+        default_state="off",
+        stance="experimental, opt-in",
+        tax_budget_ratio=1.01,
+        equal_mathematics=False,
+        built=False,
+    ),
+)
+
+BY_KEY: Mapping[str, Feature] = MappingProxyType({feature.key: feature for feature in FEATURES})

@@ -1,0 +1,49 @@
+"""A lane with every default decided: the one object a run is built from, written to the child's request file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lanewise.lane.schema import Lane, Spec
+
+FeatureSource = Literal["explicit", "ledger_lane", "ledger_class", "stance", "ablation"]
+"""Who decided a feature's state, in falling priority; `ablation` is an arm of a campaign."""
+
+
+class FeatureDecision(Spec):
+    """One feature's state on this lane, and who decided it."""
+
+    key: str
+    role: str
+    state: str
+    source: FeatureSource
+
+
+class ResolvedLane(Spec):
+    """Lane, identity and settings, ready to run.
+
+    Attributes:
+        canonical_name: family-pattern-depth-machine×n-topology-precision-mode.
+        digest: `sha256:…` over what is computed (not features, names, paths or machine).
+        config_digest: `sha256:…` over the lane digest and the effective features and ops.
+        machine_class: e.g. `cpu-x86_64-2c` or `h100-sxm-80gb`.
+        device_type: `cpu` or `cuda`.
+        features: every feature that applies to the lane.
+        op_preferences: op → backends to try in order; empty tuple means the op's own order.
+        model_switches: read by the model assembly.
+        runtime_switches: read by the run.
+    """
+
+    lane: Lane
+    canonical_name: str
+    digest: str
+    config_digest: str
+    machine_class: str
+    device_type: Literal["cpu", "cuda"]
+    mode: Literal["train", "ablate"]
+    features: tuple[FeatureDecision, ...]
+    op_preferences: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    model_switches: dict[str, bool] = Field(default_factory=dict)
+    runtime_switches: dict[str, bool] = Field(default_factory=dict)

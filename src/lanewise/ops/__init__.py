@@ -1,0 +1,1 @@
+"""Hot-path operations: one reference and one visible table of backends per op."""

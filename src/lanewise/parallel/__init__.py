@@ -1,0 +1,1 @@
+"""Applied to a model from outside: compile regions, later FSDP2, tensor and expert parallelism."""

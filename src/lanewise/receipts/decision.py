@@ -1,0 +1,177 @@
+"""Decisions and campaigns: documents that cite receipts and can be recomputed from them.
+
+Effects are stated as treated ÷ control (arm B ÷ arm A) on step time: a ratio of 0.69 is a step 31 % shorter.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal
+
+from pydantic import Field
+
+from lanewise.receipts.schema import Digest, LaneIdentity, Machine, Producer, Record
+
+DECISION_SCHEMA_VERSION = "1.0.0"
+
+
+class Verdict(enum.StrEnum):
+    """What a decision says about step time."""
+
+    FASTER = "FASTER"
+    SLOWER = "SLOWER"
+    EQUIVALENT = "EQUIVALENT"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    INVALID = "INVALID"
+    WITHIN_BUDGET = "WITHIN_BUDGET"
+    OVER_BUDGET = "OVER_BUDGET"
+    NOT_MEASURED = "NOT_MEASURED"
+    """Nothing was measured; `reason` says why (no compiler, over budget, not applicable)."""
+    NOISE = "NOISE"
+    """An A/A campaign: both arms are the same, the estimate is noise."""
+
+
+class Estimate(Record):
+    """Effect on log step time over the valid blocks (`measurement` P4)."""
+
+    log_ratio: float
+    ratio: float
+    interval_low: float
+    """Lower end of the two-sided interval of the ratio."""
+    interval_high: float
+    confidence: float
+    num_blocks: int
+    block_sd_log: float | None
+    """SD of the block contrasts; null with one block."""
+    half_width_log: float | None
+    mde_log: float | None
+    """Smallest effect this many blocks detect with 80 % power at this SD."""
+    sign_flip_p: float | None
+
+
+class MetricDelta(Record):
+    """A secondary metric in both arms; null with a reason when it was not measured."""
+
+    control: float | None
+    treated: float | None
+    delta: float | None
+    """treated − control; for `tokens_per_second` treated ÷ control − 1."""
+    reason: str | None = None
+
+
+class Margin(Record):
+    """Practical margin δ on the log scale and where it comes from."""
+
+    log_value: float
+    source: str
+
+
+class ArmRecord(Record):
+    """One arm as it was asked to be."""
+
+    state: str
+    requested: dict[str, tuple[str, ...]]
+    """Op → backends asked for, only ops this feature sets."""
+
+
+class BlockRecord(Record):
+    """One block: fresh processes of both arms, interleaved."""
+
+    block: int
+    design: Literal["lockstep", "sequential"]
+    valid: bool
+    reasons: tuple[str, ...]
+    contrast_log: float | None
+    """Median over quads of mean log B − mean log A (lockstep), or B visits − A visits (sequential)."""
+    num_quads: int
+    warmup_steps: int
+    """Steps dropped at the start: the larger warm-up of the two arms."""
+    control_seconds: float | None
+    treated_seconds: float | None
+    """Median steady step of each arm."""
+    receipts: dict[str, tuple[Digest, ...]]
+    """Arm → receipt ids."""
+
+
+class Decision(Record):
+    """Estimate, interval, verdict and stance of one feature on one lane."""
+
+    schema_version: str = DECISION_SCHEMA_VERSION
+    decision_id: str
+    kind: Literal["decision"] = "decision"
+    created_at: str
+    producer: Producer
+    method: str
+    method_version: str
+    campaign_id: str
+    status: Literal["COMPLETE", "INCOMPLETE"]
+    incomplete_reason: str | None = None
+    lane: LaneIdentity
+    machine: Machine
+    feature: str
+    title: str
+    role: str
+    design: Literal["leave-one-out", "add-one"]
+    versus: str
+    """Name of the control, e.g. `recurrence.torch`."""
+    arms: dict[str, ArmRecord]
+    """`A` control, `B` treated."""
+    estimate: Estimate | None
+    control_step_seconds: float | None
+    treated_step_seconds: float | None
+    tokens_per_second: MetricDelta
+    peak_memory_bytes: MetricDelta
+    goodput: MetricDelta
+    compile_seconds: MetricDelta
+    loss_max_abs_diff: float | None
+    """Largest difference of the arms' losses over paired steps; null if the feature changes the mathematics."""
+    observed: tuple[str, ...]
+    """Backends observed in arm B for the ops this feature sets, or the state for other features."""
+    observed_ok: bool
+    verdict: Verdict
+    reason: str
+    stance: str
+    """Advice in words, e.g. `default on`, `9 more blocks would tell`, `stays opt-in (budget 1 %)`."""
+    margin: Margin
+    tax_budget_ratio: float | None
+    blocks: tuple[BlockRecord, ...]
+
+
+class PlannedFeature(Record):
+    """What a campaign means to do for one feature."""
+
+    feature: str
+    planned_blocks: int
+    visits: int
+    """Processes started."""
+    estimated_seconds: float
+    skipped_reason: str | None = None
+
+
+class CampaignRecord(Record):
+    """A campaign: the plan made before anything ran, and what became of it."""
+
+    schema_version: str = DECISION_SCHEMA_VERSION
+    campaign_id: str
+    kind: Literal["campaign"] = "campaign"
+    created_at: str
+    finished_at: str | None
+    producer: Producer
+    status: Literal["PLANNED", "RUNNING", "COMPLETE", "INCOMPLETE"]
+    lane: LaneIdentity
+    machine: Machine
+    design: Literal["leave-one-out", "add-one"]
+    block_design: Literal["lockstep", "sequential"]
+    budget_seconds: float
+    order_seed: int
+    planned_mde_log: float
+    planned_noise_log: float
+    noise_source: str
+    """`assumed` or the id of a calibration."""
+    features: tuple[PlannedFeature, ...]
+    decisions: tuple[str, ...] = ()
+    discarded_blocks: tuple[str, ...] = ()
+    """`feature block: reason` of every block thrown away."""
+    stack_ratio: float | None = None
+    """Step time of the full stack ÷ bare lane, from its own blocks; null when not measured."""
+    notes: tuple[str, ...] = Field(default_factory=tuple)

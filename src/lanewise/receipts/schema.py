@@ -1,0 +1,362 @@
+"""Receipt schema 1.0: the immutable record of one run.
+
+Units are in the names. A value that was not measured is null and `missing` holds the reason under its dotted path
+(`memory.peak_reserved_bytes`). Validity (may this count as evidence) and merit (was it fast) are separate.
+Hashing: RFC 8785 canonical JSON → sha256; `receipt_id` hashes the body without itself.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = "1.0.0"
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0.0)]
+
+BADPUT_CATEGORIES: tuple[str, ...] = (
+    "device_init",
+    "training_prep",
+    "compile",
+    "autotune",
+    "graph_capture",
+    "data_wait",
+    "checkpoint_save",
+    "checkpoint_restore",
+    "eval",
+    "gc",
+    "profiler",
+    "disruption",
+    "turn_wait",
+)
+"""Named badput. `turn_wait` is a lockstep arm waiting for its turn; `other` is computed, never a span."""
+
+
+class Record(BaseModel):
+    """Base of every part of a record: strict for writers, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Producer(Record):
+    """The program that wrote the record."""
+
+    name: str
+    version: str
+
+
+class LaneIdentity(Record):
+    """Which lane, exactly."""
+
+    name: str
+    canonical_name: str
+    digest: Digest
+    layer_pattern: str
+    num_layers: int
+    spec: dict[str, Any]
+    """The lane's tables as resolved: model, batch, data, optimizer, precision, topology, seed."""
+
+
+class Machine(Record):
+    """Which machine: the class is comparable, the instance is a salted hash."""
+
+    class_name: str
+    class_digest: Digest
+    instance_digest: Digest
+
+
+class FeatureRecord(Record):
+    """One feature as asked for and as it took effect."""
+
+    key: str
+    role: str
+    requested: str
+    effective: str
+    source: str
+
+
+class BackendRecord(Record):
+    """One op: asked for, observed, and the proof."""
+
+    op: str
+    requested: tuple[str, ...]
+    """Backends asked for in order; empty is the op's own order."""
+    chosen: str
+    observed: tuple[str, ...]
+    """Backends whose launch counter moved during the steps; empty when the op never ran."""
+    launches: NonNegativeInt
+    proof: Literal["counter", "trace", "kernel_name", "none"]
+    rejected: dict[str, str] = Field(default_factory=dict)
+    fallback_reason: str | None = None
+
+
+class Experiment(Record):
+    """Place of the run in a campaign."""
+
+    campaign_id: str
+    ablation_id: str
+    """Feature under test, or `none` for an A/A."""
+    arm: Literal["A", "B"]
+    """A is the control."""
+    block: NonNegativeInt
+    position: NonNegativeInt
+    """Position in the block: for lockstep 0 or 1 (who was started first), for ABBA 0–3."""
+    design: Literal["lockstep", "sequential"]
+    order_seed: int
+
+
+class StepSummary(Record):
+    """Steady steps, in seconds."""
+
+    count: NonNegativeInt
+    median: Seconds
+    mean: Seconds
+    p10: Seconds
+    p90: Seconds
+    mad: Seconds
+
+
+class Warmup(Record):
+    """How warm-up was recognised."""
+
+    rule: str
+    steps: NonNegativeInt
+    steady: bool
+    reason: str
+    """Why these steps, or why no steady state was found."""
+
+
+class Timing(Record):
+    """When steps happened and how long they took."""
+
+    clock: str
+    warmup: Warmup
+    step_duration_seconds: StepSummary | None
+    window_duration_seconds: Seconds | None
+    event_wall_gap_ratio: float | None
+    step_tags: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    """Tag → number of steps carrying it (`gc`, `checkpoint`, `eval`, `compile`)."""
+
+
+class Throughput(Record):
+    """Tokens of the steady steps."""
+
+    tokens_per_second: float | None
+    tokens_per_second_per_device: float | None
+    tokens_real: NonNegativeInt
+    tokens_padded: NonNegativeInt
+
+
+class Goodput(Record):
+    """A partition of wall time: training steps + named badput + other = wall."""
+
+    wall_duration_seconds: Seconds
+    step_seconds: Seconds
+    goodput_ratio: Annotated[float, Field(ge=0.0)]
+    """step ÷ (wall − turn_wait): waiting for the other arm of a lockstep block is the lab's doing, not the lane's."""
+    badput_seconds: dict[str, float]
+    """Every category of `BADPUT_CATEGORIES` plus `other` (computed, may be negative, then the receipt is invalid)."""
+    overlapped_seconds: Seconds = 0.0
+    observer_seconds: Seconds = 0.0
+
+
+class CompileRecord(Record):
+    """torch.compile, Triton and graph capture."""
+
+    enabled: bool
+    cache_state: Literal["cold", "warm", "mixed", "unused"]
+    compile_duration_seconds: Seconds | None
+    graph_breaks: NonNegativeInt | None
+    recompiles: NonNegativeInt | None
+    graph_captures: NonNegativeInt | None
+
+
+class Memory(Record):
+    """Peaks. On a CPU `peak_allocated_bytes` counts tensor storage, `peak_device_used_bytes` is the process's peak RSS."""
+
+    method: str
+    peak_allocated_bytes: NonNegativeInt | None
+    peak_reserved_bytes: NonNegativeInt | None
+    peak_device_used_bytes: NonNegativeInt | None
+    alloc_retries: NonNegativeInt | None
+    ooms: NonNegativeInt | None
+
+
+class ComponentFlops(Record):
+    """Parameters and forward FLOPs of one component of the lane."""
+
+    component: str
+    count: NonNegativeInt
+    params: NonNegativeInt
+    active_params: NonNegativeInt
+    forward_flops_per_token: float
+    training_flops_per_token: float
+
+
+class Flops(Record):
+    """FLOP convention, lane numerator and utilisation (null without a measured ceiling)."""
+
+    convention: str
+    convention_version: str
+    causal_factor: str
+    mla_form: Literal["expanded", "absorbed"]
+    components: tuple[ComponentFlops, ...]
+    params_total: NonNegativeInt
+    params_active: NonNegativeInt
+    training_flops_per_token: float
+    routing_mode: Literal["learned", "forced_balanced", "replayed"]
+    peak_dtype: str
+    peak_flops_per_second: float | None
+    peak_source: str | None
+    measured_matmul_flops_per_second: float | None
+    model_flops_utilization_ratio: float | None
+    hardware_flops_utilization_ratio: float | None
+
+
+class Routing(Record):
+    """How tokens were spread over experts."""
+
+    mode: Literal["learned", "forced_balanced", "replayed"]
+    top_k: NonNegativeInt
+    expert_load_cv: float | None
+    """Coefficient of variation of tokens per expert over the steady steps, mean over E layers."""
+    dropped_ratio: float
+
+
+class Numerics(Record):
+    """Loss in nats per token."""
+
+    loss_first: float | None
+    loss_last: float | None
+    losses_finite: bool
+    grad_norm_last: float | None
+    grad_norm_finite: bool
+    paired_loss_max_abs_diff: float | None = None
+    """Null in a single run; decisions compare the arms."""
+
+
+class Environment(Record):
+    """Software and host, without names of people, hosts or paths."""
+
+    host_arch: str
+    host_cpu_model_name: str | None
+    host_cpu_count: NonNegativeInt
+    host_memory_bytes: NonNegativeInt | None
+    os_description: str
+    python_version: str
+    vcs_revision: str | None
+    vcs_dirty: bool | None
+    device_model: str | None
+    device_driver_version: str | None
+    packages: dict[str, str]
+    variables: dict[str, str]
+    """Allow-listed environment variables."""
+    num_threads: NonNegativeInt | None
+
+
+class Telemetry(Record):
+    """Clocks, power and temperature over the window; all null without a GPU."""
+
+    sm_clock_hertz: float | None = None
+    memory_clock_hertz: float | None = None
+    power_watts: float | None = None
+    energy_joules: float | None = None
+    temperature_celsius: float | None = None
+    clock_event_reasons: tuple[str, ...] = ()
+
+
+class DataRecord(Record):
+    """What was read."""
+
+    source: str
+    tokenizer: str
+    num_documents: NonNegativeInt
+    num_tokens: NonNegativeInt
+    digest: Digest
+    """Over the file list with sizes and content digests, the tokenizer and the packing rule."""
+    unigram_entropy_nats: float | None = None
+
+
+class Check(Record):
+    """One structural check; never a performance threshold."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+class Outcome(Record):
+    """How it ended, and whether it may count."""
+
+    status: Literal["success", "aborted"]
+    validity: Literal["valid", "invalid"]
+    checks: tuple[Check, ...]
+    error: str | None = None
+
+
+class Artifact(Record):
+    """A file beside the receipt, by content."""
+
+    kind: str
+    uri: str
+    """Relative to the receipt's folder."""
+    sha256: Digest
+    size_bytes: NonNegativeInt
+    trigger: str = "always"
+
+
+class RunReceipt(Record):
+    """The record of one run."""
+
+    schema_version: str = SCHEMA_VERSION
+    receipt_id: Digest
+    kind: Literal["run", "calibration"] = "run"
+    created_at: str
+    """RFC 3339, UTC."""
+    producer: Producer
+    supersedes: tuple[Digest, ...] = ()
+    lane: LaneIdentity
+    config_digest: Digest
+    protocol_digest: Digest
+    environment_digest: Digest
+    data_digest: Digest
+    machine: Machine
+    features: tuple[FeatureRecord, ...]
+    backends: tuple[BackendRecord, ...]
+    experiment: Experiment | None
+    timing: Timing
+    throughput: Throughput
+    goodput: Goodput | None
+    compile: CompileRecord
+    memory: Memory
+    flops: Flops
+    routing: Routing | None
+    telemetry: Telemetry
+    numerics: Numerics
+    environment: Environment
+    data: DataRecord
+    outcome: Outcome
+    artifacts: tuple[Artifact, ...] = ()
+    missing: dict[str, str] = Field(default_factory=dict)
+    """Dotted path of a null value → why it is null."""
+    extensions: dict[str, Any] = Field(default_factory=dict)
+    """Reverse-DNS keys."""
+
+
+class StepSeries(Record):
+    """Sidecar of a receipt: one entry per step, in order."""
+
+    schema_version: str = SCHEMA_VERSION
+    step: tuple[int, ...]
+    """Optimizer step, 0-based."""
+    start_seconds: tuple[float, ...]
+    """Since the run began."""
+    duration_seconds: tuple[float, ...]
+    data_wait_seconds: tuple[float, ...]
+    loss: tuple[float, ...]
+    grad_norm: tuple[float, ...]
+    tags: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Tag → indices into the lists above."""

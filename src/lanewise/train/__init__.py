@@ -1,0 +1,1 @@
+"""The child: builds everything from a resolved lane, trains, and writes one receipt."""

@@ -1,0 +1,55 @@
+"""What a child process is asked to do. Torch-free, shared by the lab and by `lanewise train`.
+
+Lockstep protocol over one `multiprocessing.connection` pipe, messages are plain dicts:
+
+    child  → parent   {"event": "ready", "pid": int, "setup_seconds": float}
+    parent → child    {"command": "step", "count": int}
+    child  → parent   {"event": "stepped", "duration_seconds": [float], "loss": [float], "tags": [[str]]}
+    parent → child    {"command": "finish", "warmup_steps": int | None, "steady": bool | None, "warmup_reason": str}
+                       steps to drop, decided by the parent for both arms; None lets the child detect its own
+    child  → parent   {"event": "finished", "receipt_id": str, "receipt_path": str, "validity": str, "reasons": [str]}
+    child  → parent   {"event": "failed", "error": str, "exit_code": int}      instead of any of the above
+    parent → child    {"command": "abort"}                                     the child writes no receipt and exits
+
+A parent that goes away (end of file) is an abort.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lanewise.lane.resolved import ResolvedLane
+from lanewise.lane.schema import Spec
+from lanewise.receipts.schema import Experiment
+
+
+class RunRequest(Spec):
+    """One run, completely.
+
+    Attributes:
+        resolved: the lane with every default decided.
+        store_root: folder (or fsspec URI) that holds `receipts/`.
+        num_threads: intra-op threads of this process.
+        steps: optimizer steps to take; None in lockstep, where the parent asks for steps.
+        data_path: replaces the lane's data source; None keeps it.
+        checkpoint_dir: where checkpoints go; None writes none.
+        checkpoint_interval_steps: steps between checkpoints; None only at the end.
+        resume: continue from the newest checkpoint in `checkpoint_dir`.
+        experiment: place in a campaign; None for a plain training run.
+        protocol: the measurement protocol's parameters, hashed into `protocol_digest`.
+        measure_memory: take one profiled step after the timed window to count peak tensor memory.
+        matmul_flops_per_second: measured ceiling of this machine, if known, for utilisation.
+    """
+
+    resolved: ResolvedLane
+    store_root: str
+    num_threads: int
+    steps: int | None = None
+    data_path: str | None = None
+    checkpoint_dir: str | None = None
+    checkpoint_interval_steps: int | None = None
+    resume: bool = False
+    experiment: Experiment | None = None
+    protocol: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    measure_memory: bool = True
+    matmul_flops_per_second: float | None = None

@@ -1,0 +1,1 @@
+"""One lazy adapter per outside library."""
