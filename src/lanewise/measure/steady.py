@@ -94,21 +94,19 @@ def detect_warmup(
     first_point = math.ceil(after_tagged / group)
     bounds = _merge_before(starts, first_point, len(log_time))
     levels = [float(np.median(log_time[start:stop])) for start, stop in bounds]
-    for index, (start, _) in enumerate(bounds):
-        undisturbed = _undisturbed_points(levels[index:], bounds[index:], noise.tolerance)
-        if undisturbed is not None and undisturbed * group >= min_steady:
-            break
-    else:
-        last_start, last_stop = bounds[-1]
+    found = _steady_part(levels, bounds, noise.tolerance, least=min_steady / group)
+    if found is None:
+        last = sum(stop - start for start, stop in bounds[-1:]) * group
         return _unsteady(
-            num_steps,
-            f"no level holds for {min_steady} steps; the last one has {(last_stop - last_start) * group}",
+            num_steps, f"no level holds for {min_steady} steps; the last one has {last}"
         )
+    start, undisturbed = found
 
     drift_log, certain = _drift(log_time[start:], noise)
     if certain and abs(drift_log) > 2 * noise.tolerance:
         return _unsteady(
-            num_steps, f"steps drift by {math.expm1(drift_log):+.1%} over the last {undisturbed}"
+            num_steps,
+            f"steps drift by {math.expm1(drift_log):+.1%} over {undisturbed * group} steps",
         )
     steps = max(start * group, after_tagged)
     return Warmup(rule=RULE, steps=steps, steady=True, reason=_reason(steps, after_tagged, levels))
@@ -129,7 +127,8 @@ def _reason(steps: int, after_tagged: int, levels: Sequence[float]) -> str:
 
 def _group_medians(values: _Floats, group: int) -> _Floats:
     whole = len(values) // group * group  # a last incomplete group would be noisier than the rest
-    return np.median(values[:whole].reshape(-1, group), axis=1)
+    medians: _Floats = np.median(values[:whole].reshape(-1, group), axis=1)
+    return medians
 
 
 def _noise(log_time: _Floats) -> _Noise:
@@ -199,20 +198,31 @@ def _merge_before(
     ]
 
 
+def _steady_part(
+    levels: Sequence[float], bounds: Sequence[tuple[int, int]], tolerance: float, *, least: float
+) -> tuple[int, int] | None:
+    """First point and number of undisturbed points of the earliest segment that is steady to the end."""
+    for index, (start, _) in enumerate(bounds):
+        undisturbed = _undisturbed_points(levels[index:], bounds[index:], tolerance)
+        if undisturbed >= least:
+            return start, undisturbed
+    return None
+
+
 def _undisturbed_points(
     levels: Sequence[float], bounds: Sequence[tuple[int, int]], tolerance: float
-) -> int | None:
-    """Points at the first level if it is the steady one for all that follows, else None."""
+) -> int:
+    """Points at the first level if it is the steady one for all that follows, else 0."""
     lengths = [stop - start for start, stop in bounds]
     if any(level < levels[0] - tolerance for level in levels):
-        return None
+        return 0
     disturbed = sum(
         length
         for level, length in zip(levels, lengths, strict=True)
         if level > levels[0] + tolerance
     )
     total = sum(lengths)
-    return total - disturbed if disturbed <= MAX_DISTURBED * total else None
+    return total - disturbed if disturbed <= MAX_DISTURBED * total else 0
 
 
 def _drift(log_time: _Floats, noise: _Noise) -> tuple[float, bool]:
