@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-READ_VARIABLES: tuple[str, ...] = ("LANEWISE_STORE", "LANEWISE_DEBUG")
+READ_VARIABLES: tuple[str, ...] = ("LANEWISE_STORE", "LANEWISE_DEBUG", "CXX")
 """Variables that change what lanewise does."""
 
 
