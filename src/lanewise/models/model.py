@@ -62,7 +62,7 @@ class HybridModel(nn.Module):
         spec = lane.model
         self.spec = spec
         self.ops = ops
-        self.letters = layer_letters(spec.pattern, spec.num_layers)
+        self.letters = layer_letters(spec)
         # Casts are made only where the lane mixes dtypes, so that an fp64 copy of an fp32 model stays fp64.
         mixed = lane.precision.compute != lane.precision.residual
         self.compute_dtype = DTYPES[lane.precision.compute] if mixed else None

@@ -16,7 +16,7 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
         device_type: `cpu` or `cuda`.
     """
     model, batch = lane.model, lane.batch
-    letters = set(layer_letters(model.pattern, model.num_layers))
+    letters = set(layer_letters(model))
     length, rows = batch.sequence_length, batch.micro_batch_size
     tokens = {"B": rows, "T": length, "S": rows * length, "d": model.hidden_size}
     dims: dict[str, dict[str, int]] = {
