@@ -14,7 +14,7 @@ from pydantic import ValidationError, create_model
 
 from lanewise.errors import ReceiptError
 from lanewise.lane.digest import digest
-from lanewise.receipts.migrate import CURRENT_MINOR, Document, parse_version, upcast
+from lanewise.receipts.migrate import Document, is_newer_minor, upcast
 from lanewise.receipts.schema import Record, RunReceipt
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -70,6 +70,15 @@ def parse_receipt(content: bytes, where: str) -> RunReceipt:
     return build_record(RunReceipt, lifted, where)
 
 
+def parse_record(model: type[RecordT], content: bytes, where: str) -> RecordT:
+    """Parse, lift and check the shape of a decision or a campaign.
+
+    Raises:
+        ReceiptError: it cannot be read or does not have the shape of its version.
+    """
+    return build_record(model, parse_document(content, where), where)
+
+
 def check_identity(document: Document, where: str) -> None:
     """Compare the id in a receipt, as it was written, with the digest of its content.
 
@@ -96,8 +105,7 @@ def build_record(model: type[RecordT], document: Document, where: str) -> Record
     Raises:
         ReceiptError: the first fault, with the number of others.
     """
-    _major, minor = parse_version(document.get("schema_version"))
-    reader = lenient(model) if minor > CURRENT_MINOR else model
+    reader = lenient(model) if is_newer_minor(document) else model
     try:
         return reader.model_validate(document)
     except ValidationError as error:
