@@ -13,7 +13,7 @@ from typing import Literal
 from lanewise.errors import NotBuiltError, UsageError
 from lanewise.lane.features import BY_KEY, FEATURES, Feature
 from lanewise.lane.pattern import layer_letters
-from lanewise.lane.resolve import resolve
+from lanewise.lane.resolve import find_feature, resolve
 from lanewise.lane.resolved import ResolvedLane
 from lanewise.lane.schema import Lane
 
@@ -100,6 +100,10 @@ class ArmBuilder:
             return self._stack_arms()
         return self._feature_arms(self._usable(feature))
 
+    def placeholder(self, feature: str) -> Arms:
+        """What a decision says about a feature whose arms cannot be built: its description, and the base twice."""
+        return self._described(find_feature(feature), control=self.base(), treated=self.base())
+
     def default_features(self) -> tuple[str, ...]:
         """Features of a campaign that names none: all that apply and are built, then the stack as a whole."""
         letters = frozenset(layer_letters(self.lane.model))
@@ -107,10 +111,7 @@ class ArmBuilder:
         return (*keys, FULL_STACK) if self.design == "leave-one-out" else keys
 
     def _usable(self, key: str) -> Feature:
-        feature = BY_KEY.get(key)
-        if feature is None:
-            known = ", ".join([*BY_KEY, FULL_STACK, NO_FEATURE])
-            raise UsageError(f"no feature {key!r}. Features: {known}")
+        feature = find_feature(key)
         if not feature.built:
             raise NotBuiltError(
                 f"feature {key!r} is known and not built in this version, so it cannot be measured; "
@@ -129,14 +130,20 @@ class ArmBuilder:
         base = self._base_states()
         control = self._resolved({**base, feature.key: off})
         treated = self._resolved({**base, feature.key: on})
-        ops = tuple(sorted({op for s in feature.settings.values() for op in s.ops}))
-        named = [name for op in ops for name in control.op_preferences.get(op, ())]
+        return self._described(feature, control=control, treated=treated)
+
+    def _described(
+        self, feature: Feature, *, control: ResolvedLane, treated: ResolvedLane
+    ) -> Arms:
+        off, on = control_state(feature), treated_state(feature)
+        settings = feature.settings[off].ops
+        named = [name for op in settings for name in settings[op].get(self.device_type, ())]
         return Arms(
             feature=feature.key,
             title=feature.title,
             role=feature.role.value,
             declared=frozenset({feature.key}),
-            ops=ops,
+            ops=feature_ops(feature),
             versus=" + ".join(named) or off,
             states={"A": off, "B": on},
             on_by_default=feature.default_state == on,
@@ -156,7 +163,7 @@ class ArmBuilder:
             title="full stack",
             role="stack",
             declared=frozenset(differing),
-            ops=tuple(sorted({op for f in keys for s in f.settings.values() for op in s.ops})),
+            ops=tuple(sorted({op for feature in keys for op in feature_ops(feature)})),
             versus="bare lane",
             states={"A": "bare", "B": "full"},
             on_by_default=True,
@@ -189,8 +196,13 @@ class ArmBuilder:
         return {} if self.design == "leave-one-out" else self._bare_states()
 
     def _bare_states(self) -> dict[str, str]:
+        """Everything off, but for a feature whose op the lane pins by hand: the pin is the user's word."""
         letters = frozenset(layer_letters(self.lane.model))
-        return {f.key: control_state(f) for f in FEATURES if f.built and f.applies_to(letters)}
+        return {
+            f.key: control_state(f)
+            for f in FEATURES
+            if f.built and f.applies_to(letters) and not self.lane.ops.keys() & set(feature_ops(f))
+        }
 
     def _resolved(self, states: Mapping[str, str]) -> ResolvedLane:
         return resolve(
@@ -213,9 +225,34 @@ def treated_state(feature: Feature) -> str:
     return "on" if "on" in feature.states else feature.states[-1]
 
 
-def chosen_arms(builder: ArmBuilder, asked: Sequence[str]) -> tuple[Arms, ...]:
-    """Arms of the features asked for, each once and in the order given; all that apply when none is named."""
-    return tuple(map(builder.build, dict.fromkeys(asked or builder.default_features())))
+def feature_ops(feature: Feature) -> tuple[str, ...]:
+    """Ops that any state of a feature sets, sorted."""
+    return tuple(sorted({op for setting in feature.settings.values() for op in setting.ops}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A feature of a campaign: its arms, and why they cannot be run where that is known beforehand."""
+
+    arms: Arms
+    refused: str | None = None
+
+
+def questions(builder: ArmBuilder, asked: Sequence[str]) -> tuple[Question, ...]:
+    """What a campaign asks, each feature once and in order; all features that apply when none is named.
+
+    Raises:
+        UsageError: a feature asked for by name cannot be measured. One taken by default is refused with its reason.
+    """
+    if asked:
+        return tuple(Question(arms=builder.build(key)) for key in dict.fromkeys(asked))
+    found = []
+    for key in builder.default_features():
+        try:
+            found.append(Question(arms=builder.build(key)))
+        except UsageError as error:
+            found.append(Question(arms=builder.placeholder(key), refused=str(error)))
+    return tuple(found)
 
 
 def _differing_features(a: ResolvedLane, b: ResolvedLane) -> set[str]:

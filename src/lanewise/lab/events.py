@@ -1,19 +1,18 @@
-"""What a campaign tells whoever watches it, in the order it happens."""
+"""What a campaign tells whoever watches it, in the order it happens. Blocks count from 1."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lanewise.lab.plan import CampaignPlan
-from lanewise.receipts.decision import Decision, Estimate
+from lanewise.receipts.decision import CampaignRecord, Decision, Estimate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PilotVisited:
-    """One configuration was timed, or could not be."""
+    """One configuration was timed, or could not be; `name` is `base` or `feature=state`."""
 
-    description: str
+    name: str
     step_seconds: float | None
     failure: str | None
 
@@ -22,50 +21,77 @@ class PilotVisited:
 class PlanReady:
     """The plan, before anything is measured; `finished_blocks` is above 0 in a resumed campaign."""
 
-    plan: CampaignPlan
+    campaign: CampaignRecord
     finished_blocks: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockStarted:
-    """A block begins. Blocks are counted from 1 here."""
+    """A block begins."""
 
     feature: str
     block: int
     num_blocks: int
-    eta_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BlockFinished:
-    """A block has its receipts; `estimate` is the live interval over this feature's valid blocks so far."""
+class BlockAdvanced:
+    """Share of the running block that is done."""
 
-    feature: str
-    block: int
-    num_blocks: int
-    valid: bool
-    reasons: tuple[str, ...]
-    estimate: Estimate | None
-    eta_seconds: float
     done_ratio: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BlockDiscarded:
-    """A block was thrown away because a process failed in it."""
+class BlockFinished:
+    """A block has its receipts; `estimate` is the live interval over this feature's blocks that count so far."""
 
     feature: str
     block: int
-    reason: str
-    retried: bool
+    num_blocks: int
+    reasons: tuple[str, ...]
+    estimate: Estimate | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decided:
-    """A decision was written."""
+class BlockDiscarded:
+    """A block was thrown away because a process failed in it; it may be run again."""
 
-    decision: Decision
+    feature: str
+    block: int
+    num_blocks: int
+    reason: str
+    again: bool
 
 
-Event = PilotVisited | PlanReady | BlockStarted | BlockFinished | BlockDiscarded | Decided
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutOfBudget:
+    """The budget ended before the plan did."""
+
+    missing_blocks: int
+
+
+Event = (
+    PilotVisited
+    | PlanReady
+    | BlockStarted
+    | BlockAdvanced
+    | BlockFinished
+    | BlockDiscarded
+    | OutOfBudget
+)
 Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignResult:
+    """How a campaign ended.
+
+    Attributes:
+        campaign: its document, as written to the store.
+        decisions: one per feature, as written to the store.
+        interrupted: whether the user stopped it; finished blocks are kept.
+    """
+
+    campaign: CampaignRecord
+    decisions: tuple[Decision, ...]
+    interrupted: bool

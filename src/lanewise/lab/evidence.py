@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -75,26 +75,35 @@ class BlockEvidence:
         return tuple(zip(control.step, control.loss, treated.loss, strict=False))
 
 
-def read_block(store: Store, entry: BlockDone) -> BlockEvidence:
-    """Read a block's receipts; what cannot be read is named, not raised, so that the other blocks still count."""
+def read_blocks(store: Store, entries: Sequence[BlockDone]) -> tuple[BlockEvidence, ...]:
+    """Read the receipts of blocks; what cannot be read is named, not raised, so that the other blocks still count."""
+    # One listing for all of them: a store may hold many thousand receipts.
+    locations = {
+        f"sha256:{file.name.removesuffix('.json')}": file.location for file in store.receipt_files()
+    }
+    return tuple(_read_block(store, entry, locations) for entry in entries)
+
+
+def _read_block(store: Store, entry: BlockDone, locations: Mapping[str, str]) -> BlockEvidence:
     receipts: dict[ArmName, tuple[RunReceipt, ...]] = {"A": (), "B": ()}
     steps: dict[ArmName, tuple[StepSeries, ...]] = {"A": (), "B": ()}
     unreadable: list[str] = []
     for arm in receipts:
         for receipt_id in entry.receipts.get(arm, ()):
+            location = locations.get(receipt_id)
+            if location is None:
+                unreadable.append(f"arm {arm}: receipt {receipt_id[:19]} is not in the store")
+                continue
             try:
-                receipt = store.read_receipt(receipt_id)
-                series = store.read_steps(receipt_id)
+                receipt, series = store.read_receipt(location), store.read_steps(location)
             except ReceiptError as error:
                 unreadable.append(f"arm {arm}: {error}")
                 continue
             receipts[arm] = (*receipts[arm], receipt)
             if series is None:
-                unreadable.append(f"arm {arm}: the receipt has no step series")
+                unreadable.append(f"arm {arm}: receipt {receipt_id[:19]} has no step series")
             else:
                 steps[arm] = (*steps[arm], series)
         if not entry.receipts.get(arm):
             unreadable.append(f"arm {arm}: no receipt")
-    return BlockEvidence(
-        entry=entry, receipts=receipts, steps=steps, unreadable=tuple(unreadable)
-    )
+    return BlockEvidence(entry=entry, receipts=receipts, steps=steps, unreadable=tuple(unreadable))

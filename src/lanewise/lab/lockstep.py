@@ -15,8 +15,19 @@ from lanewise.lab.schedule import ArmName, first_arm, quad_order
 from lanewise.lab.visit import BlockTask, Visit, block_warmup
 
 
-def run_lockstep(task: BlockTask, launcher: Launcher, clock: Callable[[], float]) -> BlockDone:
+def run_lockstep(
+    task: BlockTask,
+    launcher: Launcher,
+    clock: Callable[[], float],
+    on_progress: Callable[[float], None],
+) -> BlockDone:
     """Run one block and return its journal entry; the children have written their receipts.
+
+    Args:
+        task: what to run.
+        launcher: starts processes.
+        clock: seconds, for what the block costs; durations come from the children.
+        on_progress: told the share of quads done, between quads only.
 
     Raises:
         ChildError: a process died, hung or refused; no process is left behind and nothing counts.
@@ -28,7 +39,7 @@ def run_lockstep(task: BlockTask, launcher: Launcher, clock: Callable[[], float]
     try:
         for position, arm in enumerate((first, second)):
             visits[arm] = Visit(task, arm, position, launcher)
-        return _take_turns(task, visits, first, clock, started)
+        return _take_turns(task, visits, first, clock, started, on_progress)
     finally:
         for visit in visits.values():
             visit.child.abort()
@@ -40,6 +51,7 @@ def _take_turns(
     first: ArmName,
     clock: Callable[[], float],
     started: float,
+    on_progress: Callable[[float], None],
 ) -> BlockDone:
     for visit in visits.values():
         visit.wait_ready()
@@ -47,9 +59,10 @@ def _take_turns(
         for visit in visits.values():
             visit.step()
     order = quad_order(task.seed, task.quads)
-    for quad in order:
+    for done, quad in enumerate(order, start=1):
         for letter in quad:
             visits["A" if letter == "A" else "B"].step()
+        on_progress(done / len(order))
     warmup = block_warmup(
         [
             visit.warmup(protocol.MIN_STEADY_QUADS * protocol.STEPS_PER_QUAD)

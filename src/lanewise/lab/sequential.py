@@ -16,8 +16,19 @@ from lanewise.lab.visit import BlockTask, Visit, block_warmup
 from lanewise.receipts.schema import Warmup
 
 
-def run_sequential(task: BlockTask, launcher: Launcher, clock: Callable[[], float]) -> BlockDone:
+def run_sequential(
+    task: BlockTask,
+    launcher: Launcher,
+    clock: Callable[[], float],
+    on_progress: Callable[[float], None],
+) -> BlockDone:
     """Run one block and return its journal entry; the children have written their receipts.
+
+    Args:
+        task: what to run.
+        launcher: starts processes.
+        clock: seconds, for what the block costs; durations come from the children.
+        on_progress: told the share of visits done.
 
     Raises:
         ChildError: a process died, hung or refused; no process is left behind and nothing counts.
@@ -31,6 +42,7 @@ def run_sequential(task: BlockTask, launcher: Launcher, clock: Callable[[], floa
         warmup, receipt_id = _run_visit(Visit(task, arm, position, launcher), task.quads)
         warmups.append(warmup)
         receipts[arm] = (*receipts[arm], receipt_id)
+        on_progress((position + 1) / len(order))
     warmup = block_warmup(warmups, lead_steps=0, steps_per_quad=1)
     return BlockDone(
         feature=task.arms.feature,

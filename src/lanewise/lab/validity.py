@@ -14,8 +14,11 @@ from lanewise.receipts.schema import BackendRecord, RunReceipt
 
 ARM_NAMES: tuple[ArmName, ...] = ("A", "B")
 
-STEADY_CHECK = "steady"
-"""Part of the name of a receipt's check that the block's own warm-up gate already covers."""
+STEADY_CHECK = "steady_state"
+"""A receipt's own check that the block's warm-up gate covers."""
+
+BACKEND_CHECK = "observed_backends"
+"""A receipt's own check that the arms' observations cover."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,18 +28,21 @@ class Fault:
     Attributes:
         text: what was asked, what was observed.
         structural: whether it makes the feature's verdict INVALID; noise (no steady state) only costs the block.
+        about_backend: whether something else ran than was asked for.
     """
 
     text: str
     structural: bool
+    about_backend: bool = False
 
 
 def block_faults(block: BlockEvidence, arms: Arms) -> tuple[Fault, ...]:
     """Every reason why a block does not count; empty when it does."""
     if block.unreadable:
         return tuple(Fault(text=reason, structural=True) for reason in block.unreadable)
-    faults = [*_placement(block), *_receipt_checks(block), *_comparability(block, arms)]
-    faults += _observations(block, arms)
+    faults = [*_placement(block), *_observations(block, arms)]
+    faults += _receipt_checks(block, already_said=bool(faults))
+    faults += _comparability(block, arms)
     faults += _losses(block, arms)
     if not faults:
         faults += _steadiness(block)
@@ -90,13 +96,14 @@ def _placement(block: BlockEvidence) -> Iterator[Fault]:
                 )
 
 
-def _receipt_checks(block: BlockEvidence) -> Iterator[Fault]:
+def _receipt_checks(block: BlockEvidence, *, already_said: bool) -> Iterator[Fault]:
+    covered = {STEADY_CHECK, BACKEND_CHECK} if already_said else {STEADY_CHECK}
     for arm in ARM_NAMES:
         for receipt in block.receipts[arm]:
             outcome = receipt.outcome
             failed = [check for check in outcome.checks if not check.ok]
             for check in failed:
-                if STEADY_CHECK not in check.name:
+                if check.name not in covered:
                     yield Fault(text=f"arm {arm}: {check.name}: {check.detail}", structural=True)
             if outcome.status != "success":
                 yield Fault(text=f"arm {arm}: the run was {outcome.status}", structural=True)
@@ -112,11 +119,10 @@ def _receipt_checks(block: BlockEvidence) -> Iterator[Fault]:
 def _comparability(block: BlockEvidence, arms: Arms) -> Iterator[Fault]:
     control, *others = [receipt for arm in ARM_NAMES for receipt in block.receipts[arm]]
     for other in others:
-        difference = comparable(control, other, declared=arms.declared)
-        if difference:
-            yield Fault(
-                text=f"the arms are not comparable: {'; '.join(map(str, difference))}", structural=True
-            )
+        differences = comparable(control, other, declared=arms.declared)
+        if differences:
+            listed = "; ".join(f"{d.field}: {d.a} ≠ {d.b}" for d in differences)
+            yield Fault(text=f"the arms are not comparable: {listed}", structural=True)
 
 
 def _observations(block: BlockEvidence, arms: Arms) -> Iterator[Fault]:
@@ -127,7 +133,7 @@ def _observations(block: BlockEvidence, arms: Arms) -> Iterator[Fault]:
             for op in sorted({*records, *arms.ops}):
                 text = _backend_fault(op, asked.op_preferences.get(op, ()), records.get(op), op in arms.ops)
                 if text:
-                    yield Fault(text=f"arm {arm} {text}", structural=True)
+                    yield Fault(text=f"arm {arm} {text}", structural=True, about_backend=True)
             states = {decision.key: decision.state for decision in asked.features}
             for feature in receipt.features:
                 if feature.effective != states.get(feature.key, feature.effective):
@@ -135,6 +141,7 @@ def _observations(block: BlockEvidence, arms: Arms) -> Iterator[Fault]:
                         text=f"arm {arm} asked for {feature.key}={states[feature.key]}, "
                         f"observed {feature.effective}",
                         structural=True,
+                        about_backend=True,
                     )
             compiled = asked.runtime_switches.get("regional_compile", False)
             if receipt.compile.enabled != compiled:
@@ -142,6 +149,7 @@ def _observations(block: BlockEvidence, arms: Arms) -> Iterator[Fault]:
                     text=f"arm {arm} asked for regional_compile={'on' if compiled else 'off'}, "
                     f"observed {'compiled' if receipt.compile.enabled else 'eager'} blocks",
                     structural=True,
+                    about_backend=True,
                 )
 
 
@@ -150,10 +158,9 @@ def _backend_fault(
 ) -> str | None:
     if record is None or not record.observed:
         return f"asked for {op}={_order(asked)}, observed nothing: the op never ran" if required else None
-    # An op's own order may choose any backend, and an order of several may fall back with a reason; then what was
-    # chosen at build is what must have run.
-    wanted = tuple(asked) if len(asked) == 1 else (record.chosen,)
-    if tuple(record.observed) == wanted and (not asked or record.chosen in asked):
+    # A fallback makes the arm another arm, so the first name asked for must run; an op's own order may choose any.
+    wanted = asked[0] if asked else record.chosen
+    if record.observed == (wanted,):
         return None
     why = record.fallback_reason or "; ".join(record.rejected.values())
     return f"asked for {op}={_order(asked)}, observed {' + '.join(record.observed)}" + (
