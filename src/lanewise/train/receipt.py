@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lanewise import __version__
-from lanewise.lane.digest import digest
+from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
 from lanewise.measure.steps import StepRecorder, summarise
@@ -34,7 +34,6 @@ from lanewise.receipts.schema import (
     Outcome,
     Producer,
     Routing,
-    RunReceipt,
     StepSeries,
     Telemetry,
     Throughput,
@@ -42,9 +41,6 @@ from lanewise.receipts.schema import (
     Warmup,
 )
 from lanewise.train.request import RunRequest
-
-UNWRITTEN_ID = "sha256:" + "0" * 64
-"""Placeholder until the store hashes the body."""
 
 CLOCK = "perf_counter_ns"
 CLOSURE_RATIO = 1e-3
@@ -92,64 +88,58 @@ class RunFacts:
     aborted: str | None
 
 
-def assemble(facts: RunFacts) -> RunReceipt:
-    """The receipt of a run; its id is set by the store.
-
-    Args:
-        facts: what was measured.
-    """
+def assemble(facts: RunFacts) -> dict[str, Any]:
+    """The body of a run's receipt: the fields of `RunReceipt` but its id and artifacts, which the store adds."""
     resolved = facts.request.resolved
     series = facts.recorder.series()
     missing = dict(facts.missing)
     timing = _timing(facts, series, missing)
     checks = _checks(facts, series)
-    return RunReceipt(
-        receipt_id=UNWRITTEN_ID,
-        created_at=facts.created_at,
-        producer=Producer(name="lanewise", version=__version__),
-        lane=lane_identity_record(resolved),
-        config_digest=resolved.config_digest,
-        protocol_digest=digest(facts.request.protocol),
-        environment_digest=environment_digest(facts.environment),
-        data_digest=facts.data.digest,
-        machine=facts.machine,
-        features=tuple(_feature(decision, facts) for decision in resolved.features),
-        backends=tuple(
+    return {
+        "created_at": facts.created_at,
+        "producer": Producer(name="lanewise", version=__version__),
+        "lane": lane_identity_record(resolved),
+        "config_digest": resolved.config_digest,
+        "protocol_digest": digest(facts.request.protocol),
+        "environment_digest": environment_digest(facts.environment),
+        "data_digest": facts.data.digest,
+        "machine": facts.machine,
+        "features": tuple(_feature(decision, facts) for decision in resolved.features),
+        "backends": tuple(
             _backend(choice, facts.observations[op]) for op, choice in facts.choices.items()
         ),
-        experiment=facts.request.experiment,
-        timing=timing,
-        throughput=_throughput(facts, timing, missing),
-        goodput=facts.goodput,
-        compile=facts.compile,
-        memory=facts.memory,
-        flops=_with_utilisation(facts, timing, missing),
-        routing=_routing(facts, missing),
-        telemetry=Telemetry(),
-        numerics=_numerics(series, missing),
-        environment=facts.environment,
-        data=facts.data,
-        outcome=Outcome(
+        "experiment": facts.request.experiment,
+        "timing": timing,
+        "throughput": _throughput(facts, timing, missing),
+        "goodput": facts.goodput,
+        "compile": facts.compile,
+        "memory": facts.memory,
+        "flops": _with_utilisation(facts, timing, missing),
+        "routing": _routing(facts, missing),
+        "telemetry": Telemetry(),
+        "numerics": _numerics(series, missing),
+        "environment": facts.environment,
+        "data": facts.data,
+        "outcome": Outcome(
             status="success" if facts.aborted is None else "aborted",
             validity="valid" if all(check.ok for check in checks) else "invalid",
             checks=checks,
             error=facts.aborted,
         ),
-        missing=_without_present(missing, facts),
-    )
+        "missing": _without_present(missing, facts),
+    }
 
 
 def lane_identity_record(resolved: ResolvedLane) -> LaneIdentity:
     """Which lane, exactly: names, digest and the tables that decide what is computed."""
     lane = resolved.lane
-    tables = {"model", "batch", "data", "optimizer", "precision", "topology", "seed"}
     return LaneIdentity(
         name=lane.name,
         canonical_name=resolved.canonical_name,
         digest=resolved.digest,
         layer_pattern=lane.model.pattern,
         num_layers=lane.model.num_layers,
-        spec=lane.model_dump(mode="json", include=tables),
+        spec=lane_identity(lane),
     )
 
 
