@@ -43,14 +43,12 @@ class Progress:
     Attributes:
         next_step: optimizer steps taken, which is the number of the coming one.
         lane_digest: the lane that was trained; another lane must not continue from it.
-        data_digest: the data it read; other data would not continue the same rows.
-        loader: state of the data loader, JSON-plain.
+        loader: state of the data loader, JSON-plain; it names the data it belongs to.
         totals: totals over all parts of the run, e.g. tokens seen and the first loss.
     """
 
     next_step: int
     lane_digest: str
-    data_digest: str
     loader: Mapping[str, Any]
     totals: Mapping[str, float]
 
@@ -116,23 +114,19 @@ def newest(directory: Path) -> Found:
 
 
 def load(
-    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, lane_digest: str, data_digest: str
+    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, lane_digest: str
 ) -> Progress:
     """Restore model, optimizer and random state in place.
 
     Raises:
-        UsageError: it belongs to another lane or other data, or cannot be read.
+        UsageError: it belongs to another lane, or cannot be read.
     """
     progress = _read_progress(path)
-    for what, theirs, ours in (
-        ("lane", progress.lane_digest, lane_digest),
-        ("data", progress.data_digest, data_digest),
-    ):
-        if theirs != ours:
-            raise UsageError(
-                f"checkpoint {path.name} belongs to {what} {theirs[:19]}…, this run has {ours[:19]}…; "
-                "resume with the same lane, --set and --data, or give another --checkpoint-dir"
-            )
+    if progress.lane_digest != lane_digest:
+        raise UsageError(
+            f"checkpoint {path.name} belongs to lane {progress.lane_digest[:19]}…, this run is "
+            f"{lane_digest[:19]}…; resume with the same lane and --set, or give another --checkpoint-dir"
+        )
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {
         "model": model_state,
@@ -181,7 +175,6 @@ def _progress_json(progress: Progress) -> str:
             "format": FORMAT,
             "next_step": progress.next_step,
             "lane_digest": progress.lane_digest,
-            "data_digest": progress.data_digest,
             "loader": dict(progress.loader),
             "totals": dict(progress.totals),
         },
@@ -200,7 +193,6 @@ def _read_progress(path: Path) -> Progress:
         return Progress(
             next_step=int(document["next_step"]),
             lane_digest=str(document["lane_digest"]),
-            data_digest=str(document["data_digest"]),
             loader=document["loader"],
             totals=document["totals"],
         )

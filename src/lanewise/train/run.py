@@ -25,7 +25,8 @@ from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.schema import CompileRecord, Memory, Warmup
 from lanewise.receipts.store import Store
 from lanewise.train import checkpoint
-from lanewise.train.data import Loader, open_corpus
+from lanewise.train.data.corpus import check_vocab, open_corpus
+from lanewise.train.data.packing import Loader
 from lanewise.train.loop import StepResult, TrainingLoop
 from lanewise.train.optim import parameter_groups
 from lanewise.train.receipt import RunFacts, assemble, lane_flops, tokens_per_step
@@ -98,8 +99,16 @@ class Run:
     def _build(self, *, measure: bool) -> None:
         resolved, lane = self.request.resolved, self.lane
         device = torch.device(resolved.device_type)
-        self.corpus = open_corpus(lane.data, path=self.request.data_path)
-        loader = Loader(self.corpus, lane.batch, seed=lane.data.seed)
+        self.corpus = open_corpus(
+            lane.data, path=self.request.data_path, sequence_length=lane.batch.sequence_length
+        )
+        check_vocab(self.corpus, lane.model.vocab_size)
+        self._loader = Loader(
+            self.corpus,
+            micro_batch_size=lane.batch.micro_batch_size,
+            sequence_length=lane.batch.sequence_length,
+            seed=lane.data.seed,
+        )
         offered = capabilities(resolved.device_type)
         self.ops = OpSet.resolve(
             resolved.op_preferences, lane_problems(lane, resolved.device_type), offered
@@ -117,7 +126,7 @@ class Run:
         self._loop = TrainingLoop(
             model=self.model,
             optimizer=self._optimizer,
-            loader=loader,
+            loader=self._loader,
             spec=lane.optimizer,
             accumulation_steps=lane.batch.gradient_accumulation_steps,
             goodput=self.goodput,
@@ -125,7 +134,6 @@ class Run:
             graphs_compiled=compile_regions.graphs_compiled if compiled else None,
             clock=self._clock,
         )
-        self._loader = loader
         if self.request.resume:
             with self.goodput.span("checkpoint_restore"):
                 self._restore()
@@ -183,7 +191,6 @@ class Run:
                 progress=checkpoint.Progress(
                     next_step=self.next_step,
                     lane_digest=self.request.resolved.digest,
-                    data_digest=self.corpus.record.digest,
                     loader=self._loader.state(),
                     totals={"tokens": self.next_step * tokens_per_step(self.request.resolved)},
                 ),
@@ -205,9 +212,8 @@ class Run:
             model=self.model,
             optimizer=self._optimizer,
             lane_digest=self.request.resolved.digest,
-            data_digest=self.corpus.record.digest,
         )
-        self._loader.load_state(progress.loader)
+        self._loader.load_state(dict(progress.loader))
         self._loop.next_step = progress.next_step
         self.messages.append(f"resumed from {found.path.name}")
 
