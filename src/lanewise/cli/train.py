@@ -209,7 +209,7 @@ def _summary(run: Run, result: SessionResult, first_step: int) -> dict[str, Any]
         "validity": receipt.outcome.validity,
         "reasons": list(result.finished.reasons),
         "checkpoint": None if result.checkpoint is None else str(result.checkpoint),
-        "receipt_id": result.finished.receipt_id,
+        "receipt_id": result.finished.receipt.receipt_id,
         "receipt_path": result.finished.location,
     }
 

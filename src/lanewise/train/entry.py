@@ -130,7 +130,7 @@ def _run(
     connection.send(
         {
             "event": "finished",
-            "receipt_id": finished.receipt_id,
+            "receipt_id": finished.receipt.receipt_id,
             "receipt_path": finished.location,
             "validity": finished.validity,
             "reasons": list(finished.reasons),

@@ -5,6 +5,7 @@ A check is about whether the run may count as evidence, never about whether it w
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
+from lanewise.lane.flops import lane_flops
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
@@ -22,6 +24,7 @@ from lanewise.receipts.schema import (
     BackendRecord,
     Check,
     CompileRecord,
+    ComponentFlops,
     DataRecord,
     Environment,
     FeatureRecord,
@@ -62,7 +65,6 @@ class RunFacts:
         goodput: partition of wall time, None when switched off.
         compile: compile counts.
         memory: peaks.
-        flops: numerators and utilisation without the step time; completed here.
         environment: software and host.
         machine: class and instance.
         data: what was read.
@@ -80,7 +82,6 @@ class RunFacts:
     goodput: Goodput | None
     compile: CompileRecord
     memory: Memory
-    flops: Flops
     environment: Environment
     machine: Machine
     data: DataRecord
@@ -128,6 +129,28 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         ),
         "missing": _without_present(missing, facts),
     }
+
+
+def flops_record(request: RunRequest) -> Flops:
+    """The lane's numerator, still without utilisation, which needs step times."""
+    counted = lane_flops(request.resolved.lane)
+    return Flops(
+        convention=counted.convention,
+        convention_version=counted.convention_version,
+        causal_factor=counted.causal_factor,
+        mla_form=counted.mla_form,
+        components=tuple(ComponentFlops(**dataclasses.asdict(row)) for row in counted.components),
+        params_total=counted.params_total,
+        params_active=counted.params_active,
+        training_flops_per_token=counted.training_flops_per_token,
+        routing_mode="learned",
+        peak_dtype=request.resolved.lane.precision.compute,
+        peak_flops_per_second=None,
+        peak_source=None,
+        measured_matmul_flops_per_second=request.matmul_flops_per_second,
+        model_flops_utilization_ratio=None,
+        hardware_flops_utilization_ratio=None,
+    )
 
 
 def lane_identity_record(resolved: ResolvedLane) -> LaneIdentity:
@@ -230,7 +253,7 @@ def _throughput(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Thr
 
 def _with_utilisation(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Flops:
     """Model FLOPs utilisation against the vendor's peak, or against the measured matmul ceiling where there is none."""
-    flops = facts.flops
+    flops = flops_record(facts.request)
     summary = timing.step_duration_seconds
     ceiling = flops.peak_flops_per_second or flops.measured_matmul_flops_per_second
     if flops.peak_flops_per_second is None:

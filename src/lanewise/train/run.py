@@ -22,14 +22,14 @@ from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.parallel import compile_regions
 from lanewise.receipts.environment import collect_environment, collect_machine
-from lanewise.receipts.schema import CompileRecord, Memory, Warmup
+from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
 from lanewise.train import checkpoint
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
 from lanewise.train.loop import StepResult, TrainingLoop
 from lanewise.train.optim import parameter_groups
-from lanewise.train.receipt import RunFacts, assemble, lane_flops, tokens_per_step
+from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
 from lanewise.train.request import RunRequest
 
 MIN_STEADY_STEPS = 8
@@ -43,16 +43,23 @@ class Finished:
     """A run that wrote its receipt.
 
     Attributes:
-        receipt_id: `sha256:…`.
+        receipt: what was written, but for `artifacts`, which the store adds.
         location: file or URI of the receipt.
-        validity: `valid` or `invalid`.
-        reasons: details of the checks that failed.
     """
 
-    receipt_id: str
+    receipt: RunReceipt
     location: str
-    validity: str
-    reasons: tuple[str, ...]
+
+    @property
+    def validity(self) -> str:
+        """Whether the run may count as evidence."""
+        return self.receipt.outcome.validity
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Name and detail of every check that failed."""
+        checks = self.receipt.outcome.checks
+        return tuple(f"{check.name}: {check.detail}" for check in checks if not check.ok)
 
 
 class Run:
@@ -157,6 +164,20 @@ class Run:
         for load, value in zip(loads, before, strict=True):
             load.copy_(value)
 
+    def describe(self) -> str:
+        """One line: parameters, data, tokens of a step."""
+        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        record = self.corpus.record
+        return (
+            f"{num_parameters / 1e6:.2f} M parameters · {record.source}, {record.num_tokens / 1e6:.2f} M "
+            f"tokens, {record.digest[:15]}… · {self.tokens_per_step:,} tokens a step"
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return tokens_per_step(self.request.resolved)
+
     @property
     def next_step(self) -> int:
         """Number of the coming optimizer step, which is how many have been taken since step 0."""
@@ -192,7 +213,7 @@ class Run:
                     next_step=self.next_step,
                     lane_digest=self.request.resolved.digest,
                     loader=self._loader.state(),
-                    totals={"tokens": self.next_step * tokens_per_step(self.request.resolved)},
+                    totals={"tokens": self.next_step * self.tokens_per_step},
                 ),
             )
         self._loop.tag_next_step("checkpoint")
@@ -255,7 +276,6 @@ class Run:
                 goodput=self.goodput.summary(),
                 compile=self._compile_record(),
                 memory=memory,
-                flops=lane_flops(self.request),
                 environment=collect_environment(num_threads=self.request.num_threads),
                 machine=collect_machine(resolved.machine_class),
                 data=self.corpus.record,
@@ -265,14 +285,8 @@ class Run:
         )
         steps = self._recorder.series() if watched.temporal_perf else None
         receipt_id, location = Store(self.request.store_root).write_receipt(body, steps=steps)
-        outcome = body["outcome"]
         return Finished(
-            receipt_id=receipt_id,
-            location=location,
-            validity=outcome.validity,
-            reasons=tuple(
-                f"{check.name}: {check.detail}" for check in outcome.checks if not check.ok
-            ),
+            receipt=RunReceipt(receipt_id=receipt_id, **body), location=location
         )
 
     def _detect_warmup(self) -> Warmup:
