@@ -54,7 +54,7 @@ def load_lane(
     draft = _read(str(name_or_path), folder=folder, chain=())
     problems: list[Problem] = []
     if overrides:
-        draft = replace(draft, base=draft.tables)
+        draft = replace(draft, base=draft.base or draft.tables)
     for override in overrides:
         try:
             draft = _with_override(draft, override)
