@@ -2,7 +2,7 @@ import contextlib
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lanewise.measure.goodput import CATEGORIES, GoodputClock
@@ -191,6 +191,7 @@ def own_time(tree: list) -> dict[str, int]:
     return totals
 
 
+@settings(deadline=None)
 @given(tree=trees)
 def test_any_nesting_closes_exactly_to_wall_and_matches_the_oracle(tree: list):
     time = FakeClock()

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lanewise.measure.steps import StepRecorder, summarise
@@ -53,6 +53,7 @@ def test_summary_of_nothing_is_refused():
         summarise([])
 
 
+@settings(deadline=None)
 @given(durations=st.lists(positive, min_size=1, max_size=40), factor=st.floats(0.01, 100))
 def test_summary_scales_with_its_unit_and_ignores_order(durations: list[float], factor: float):
     one = summarise(durations)

@@ -41,9 +41,7 @@ def bind(spec: OpSpec, backend: str) -> tuple[Launch, LaunchCounters]:
     row = spec.backend(backend)
     assert row is not None, f"op {spec.name} has no backend {backend}"
     counters = LaunchCounters()
-    choice = Choice(
-        op=spec.name, requested=(backend,), chosen=backend, rejected=(), fallback=False
-    )
+    choice = Choice(op=spec.name, requested=(backend,), chosen=backend, rejected=(), fallback=False)
     return Launch(choice, load(row.target), counters), counters
 
 
@@ -91,9 +89,7 @@ def evaluate(function: Callable[..., Any], arguments: Arguments) -> dict[str, Te
     outputs = function(*arguments)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     results = {f"output {i}": output.detach().clone() for i, output in enumerate(outputs)}
-    leaves = {
-        i: a for i, a in enumerate(arguments) if isinstance(a, Tensor) and a.requires_grad
-    }
+    leaves = {i: a for i, a in enumerate(arguments) if isinstance(a, Tensor) and a.requires_grad}
     if not leaves:
         return results
     rng = generator(UPSTREAM_SEED)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lanewise.lane.schema import AttentionSpec
 from lanewise.models.layers import BlockOutput, Linear, RMSNorm, init_normal
+from lanewise.ops.mla_ingress import rope_tables
 from lanewise.ops.opset import OpSet
 
 
@@ -55,7 +56,7 @@ class Attention(nn.Module):
             spec.kv_lora_rank, spec.num_heads * (spec.qk_nope_head_dim + spec.v_head_dim)
         )
         self.out = Linear(spec.num_heads * spec.v_head_dim, hidden_size)
-        cos, sin = rotation_table(sequence_length, spec.qk_rope_head_dim, spec.rope_theta)
+        cos, sin = rope_tables(sequence_length, spec.qk_rope_head_dim, spec.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -78,10 +79,3 @@ class Attention(nn.Module):
         q_BHTD, k_BHTD, v_BHTD = self.ops.mla_ingress(q, kv, k_rope, cos, sin)
         attended = self.ops.attention_core(q_BHTD, k_BHTD, v_BHTD, self.scale)
         return BlockOutput(self.out(attended.transpose(1, 2).reshape(batch, length, -1)))
-
-
-def rotation_table(length: int, rope_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of `t · theta^(−2i/rope_dim)`, each fp32 [length, rope_dim/2] (RoFormer, arXiv 2104.09864)."""
-    exponent = torch.arange(0, rope_dim, 2, dtype=torch.float64) / rope_dim
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * theta**-exponent
-    return angle.cos().float(), angle.sin().float()

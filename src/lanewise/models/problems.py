@@ -18,22 +18,18 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
     model, batch = lane.model, lane.batch
     letters = set(layer_letters(model))
     length, rows = batch.sequence_length, batch.micro_batch_size
-    tokens = {"B": rows, "T": length, "S": rows * length, "d": model.hidden_size}
+    tokens = {"S": rows * length, "d": model.hidden_size}
     dims: dict[str, dict[str, int]] = {
         "add_norm": tokens,
         "linear_cross_entropy": {**tokens, "W": model.vocab_size},
         "optimizer_step": {},
     }
     if "A" in letters and (attention := model.attention) is not None:
-        heads = {
-            "B": rows,
-            "T": length,
-            "H": attention.num_heads,
-            "D_n": attention.qk_nope_head_dim,
-            "D_r": attention.qk_rope_head_dim,
-            "D_v": attention.v_head_dim,
-        }
-        dims |= {"mla_ingress": heads, "attention_core": heads}
+        rows_and_heads = {"B": rows, "T": length, "H": attention.num_heads}
+        nope, rope = attention.qk_nope_head_dim, attention.qk_rope_head_dim
+        value = {"D_v": attention.v_head_dim}
+        dims["mla_ingress"] = {**rows_and_heads, "D_n": nope, "D_r": rope, **value}
+        dims["attention_core"] = {**rows_and_heads, "D_qk": nope + rope, **value}
     if "E" in letters and (moe := model.moe) is not None:
         dims["moe_experts"] = {
             **tokens,
@@ -50,7 +46,6 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
             "N": mamba.state_size,
             "G": mamba.num_groups,
             "n": num_angles(mamba),
-            "chunk_size": mamba.chunk_size,
         }
     if "R" in letters and (recurrent := model.recurrent) is not None:
         dims["m2rnn_scan"] = {

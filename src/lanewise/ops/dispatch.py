@@ -42,9 +42,7 @@ def capabilities(device_type: str, packages: Iterable[str] | None = None) -> Cap
         device_type=device_type,
         compute_capability=torch.cuda.get_device_capability() if device_type == "cuda" else None,
         packages={
-            name: version
-            for name in packages
-            if (version := _installed_version(name)) is not None
+            name: version for name in packages if (version := _installed_version(name)) is not None
         },
         has_cxx_compiler=_cxx_compiler() is not None,
     )

@@ -1,7 +1,8 @@
 """Regional compile: every block is compiled in place, from outside, as one full graph per block class.
 
 Embedding, residual stream, head and optimizer stay eager. `module.compile()` keeps module identity and parameter
-names, so checkpoints and the optimizer are the same with and without it.
+names, so checkpoints and the optimizer are the same with and without it. Torch's compiler is imported only when it is
+used, because that import alone takes seconds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch._dynamo.utils as dynamo_utils
 from torch import nn
 
 from lanewise.errors import BackendError
@@ -59,6 +59,8 @@ def compile_blocks(blocks: Iterable[nn.Module], capabilities: Capabilities) -> N
 
 def compile_counts() -> CompileCounts:
     """Read torch's own counters of this process."""
+    from torch._dynamo import utils as dynamo_utils
+
     counters = dynamo_utils.counters
     hits = counters["inductor"].get("fxgraph_cache_hit", 0)
     misses = counters["inductor"].get("fxgraph_cache_miss", 0)
@@ -75,6 +77,8 @@ def compile_counts() -> CompileCounts:
 
 def graphs_compiled() -> int:
     """Graphs compiled so far in this process; cheap enough to read at every step."""
+    from torch._dynamo import utils as dynamo_utils
+
     return int(dynamo_utils.counters["stats"].get("unique_graphs", 0))
 
 

@@ -43,7 +43,7 @@ class Progress:
     Attributes:
         next_step: optimizer steps taken, which is the number of the coming one.
         lane_digest: the lane that was trained; another lane must not continue from it.
-        loader: state of the data loader, JSON-plain.
+        loader: state of the data loader, JSON-plain; it names the data it belongs to.
         totals: totals over all parts of the run, e.g. tokens seen and the first loss.
     """
 

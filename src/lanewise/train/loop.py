@@ -20,7 +20,6 @@ from torch import Tensor
 from lanewise.lane.schema import OptimizerSpec
 from lanewise.measure.goodput import GoodputClock
 from lanewise.models.model import HybridModel
-from lanewise.parallel.compile_regions import graphs_compiled
 from lanewise.train.optim import clip_gradients, learning_rate, set_learning_rate
 
 GC_INTERVAL_STEPS = 50
@@ -80,6 +79,7 @@ class TrainingLoop:
         accumulation_steps: micro-batches per optimizer step.
         goodput: spans `step`, `data_wait` and `gc` are opened on it.
         measure: whether gradient norm and expert load are read out.
+        graphs_compiled: reads how many graphs torch.compile has built, to tag steps that compile; None when it is off.
         clock: monotonic nanoseconds.
         gc_interval_steps: steps between two collections.
     """
@@ -94,6 +94,7 @@ class TrainingLoop:
         accumulation_steps: int,
         goodput: GoodputClock,
         measure: bool = True,
+        graphs_compiled: Callable[[], int] | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         gc_interval_steps: int = GC_INTERVAL_STEPS,
     ) -> None:
@@ -105,6 +106,7 @@ class TrainingLoop:
         self._accumulation_steps = accumulation_steps
         self._goodput = goodput
         self._measure = measure
+        self._graphs_compiled = graphs_compiled or (lambda: 0)
         self._clock = clock
         self._gc_interval_steps = gc_interval_steps
         self._pending_tags: list[str] = []
@@ -119,7 +121,7 @@ class TrainingLoop:
         """Take one optimizer step."""
         step = self.next_step
         tags, self._pending_tags = self._pending_tags, []
-        graphs_before = graphs_compiled()
+        graphs_before = self._graphs_compiled()
         start_ns = self._clock()
         data_wait_ns = 0
         with self._goodput.span("step"):
@@ -142,7 +144,7 @@ class TrainingLoop:
                     gc.collect(1)
                 tags.append("gc")
         duration_ns = self._clock() - start_ns
-        if graphs_compiled() != graphs_before:
+        if self._graphs_compiled() != graphs_before:
             tags.append("compile")
         self.next_step = step + 1
         return StepResult(

@@ -5,14 +5,16 @@ A check is about whether the run may count as evidence, never about whether it w
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lanewise import __version__
-from lanewise.lane.digest import digest
+from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
+from lanewise.lane.flops import lane_flops
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
@@ -22,6 +24,7 @@ from lanewise.receipts.schema import (
     BackendRecord,
     Check,
     CompileRecord,
+    ComponentFlops,
     DataRecord,
     Environment,
     FeatureRecord,
@@ -34,7 +37,6 @@ from lanewise.receipts.schema import (
     Outcome,
     Producer,
     Routing,
-    RunReceipt,
     StepSeries,
     Telemetry,
     Throughput,
@@ -42,9 +44,6 @@ from lanewise.receipts.schema import (
     Warmup,
 )
 from lanewise.train.request import RunRequest
-
-UNWRITTEN_ID = "sha256:" + "0" * 64
-"""Placeholder until the store hashes the body."""
 
 CLOCK = "perf_counter_ns"
 CLOSURE_RATIO = 1e-3
@@ -66,7 +65,6 @@ class RunFacts:
         goodput: partition of wall time, None when switched off.
         compile: compile counts.
         memory: peaks.
-        flops: numerators and utilisation without the step time; completed here.
         environment: software and host.
         machine: class and instance.
         data: what was read.
@@ -84,7 +82,6 @@ class RunFacts:
     goodput: Goodput | None
     compile: CompileRecord
     memory: Memory
-    flops: Flops
     environment: Environment
     machine: Machine
     data: DataRecord
@@ -92,64 +89,80 @@ class RunFacts:
     aborted: str | None
 
 
-def assemble(facts: RunFacts) -> RunReceipt:
-    """The receipt of a run; its id is set by the store.
-
-    Args:
-        facts: what was measured.
-    """
+def assemble(facts: RunFacts) -> dict[str, Any]:
+    """The body of a run's receipt: the fields of `RunReceipt` but its id and artifacts, which the store adds."""
     resolved = facts.request.resolved
     series = facts.recorder.series()
     missing = dict(facts.missing)
     timing = _timing(facts, series, missing)
     checks = _checks(facts, series)
-    return RunReceipt(
-        receipt_id=UNWRITTEN_ID,
-        created_at=facts.created_at,
-        producer=Producer(name="lanewise", version=__version__),
-        lane=lane_identity_record(resolved),
-        config_digest=resolved.config_digest,
-        protocol_digest=digest(facts.request.protocol),
-        environment_digest=environment_digest(facts.environment),
-        data_digest=facts.data.digest,
-        machine=facts.machine,
-        features=tuple(_feature(decision, facts) for decision in resolved.features),
-        backends=tuple(
+    return {
+        "created_at": facts.created_at,
+        "producer": Producer(name="lanewise", version=__version__),
+        "lane": lane_identity_record(resolved),
+        "config_digest": resolved.config_digest,
+        "protocol_digest": digest(facts.request.protocol),
+        "environment_digest": environment_digest(facts.environment),
+        "data_digest": facts.data.digest,
+        "machine": facts.machine,
+        "features": tuple(_feature(decision, facts) for decision in resolved.features),
+        "backends": tuple(
             _backend(choice, facts.observations[op]) for op, choice in facts.choices.items()
         ),
-        experiment=facts.request.experiment,
-        timing=timing,
-        throughput=_throughput(facts, timing, missing),
-        goodput=facts.goodput,
-        compile=facts.compile,
-        memory=facts.memory,
-        flops=_with_utilisation(facts, timing, missing),
-        routing=_routing(facts, missing),
-        telemetry=Telemetry(),
-        numerics=_numerics(series, missing),
-        environment=facts.environment,
-        data=facts.data,
-        outcome=Outcome(
+        "experiment": facts.request.experiment,
+        "timing": timing,
+        "throughput": _throughput(facts, timing, missing),
+        "goodput": facts.goodput,
+        "compile": facts.compile,
+        "memory": facts.memory,
+        "flops": _with_utilisation(facts, timing, missing),
+        "routing": _routing(facts, missing),
+        "telemetry": Telemetry(),
+        "numerics": _numerics(series, missing),
+        "environment": facts.environment,
+        "data": facts.data,
+        "outcome": Outcome(
             status="success" if facts.aborted is None else "aborted",
             validity="valid" if all(check.ok for check in checks) else "invalid",
             checks=checks,
             error=facts.aborted,
         ),
-        missing=_without_present(missing, facts),
+        "missing": _without_present(missing, facts),
+    }
+
+
+def flops_record(request: RunRequest) -> Flops:
+    """The lane's numerator, still without utilisation, which needs step times."""
+    counted = lane_flops(request.resolved.lane)
+    return Flops(
+        convention=counted.convention,
+        convention_version=counted.convention_version,
+        causal_factor=counted.causal_factor,
+        mla_form=counted.mla_form,
+        components=tuple(ComponentFlops(**dataclasses.asdict(row)) for row in counted.components),
+        params_total=counted.params_total,
+        params_active=counted.params_active,
+        training_flops_per_token=counted.training_flops_per_token,
+        routing_mode="learned",
+        peak_dtype=request.resolved.lane.precision.compute,
+        peak_flops_per_second=None,
+        peak_source=None,
+        measured_matmul_flops_per_second=request.matmul_flops_per_second,
+        model_flops_utilization_ratio=None,
+        hardware_flops_utilization_ratio=None,
     )
 
 
 def lane_identity_record(resolved: ResolvedLane) -> LaneIdentity:
     """Which lane, exactly: names, digest and the tables that decide what is computed."""
     lane = resolved.lane
-    tables = {"model", "batch", "data", "optimizer", "precision", "topology", "seed"}
     return LaneIdentity(
         name=lane.name,
         canonical_name=resolved.canonical_name,
         digest=resolved.digest,
         layer_pattern=lane.model.pattern,
         num_layers=lane.model.num_layers,
-        spec=lane.model_dump(mode="json", include=tables),
+        spec=lane_identity(lane),
     )
 
 
@@ -240,7 +253,7 @@ def _throughput(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Thr
 
 def _with_utilisation(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Flops:
     """Model FLOPs utilisation against the vendor's peak, or against the measured matmul ceiling where there is none."""
-    flops = facts.flops
+    flops = flops_record(facts.request)
     summary = timing.step_duration_seconds
     ceiling = flops.peak_flops_per_second or flops.measured_matmul_flops_per_second
     if flops.peak_flops_per_second is None:
