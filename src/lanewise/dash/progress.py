@@ -52,7 +52,8 @@ class CampaignProgress:
         self._resumed_blocks = 0
         self._fraction = 0.0
         self._where = ""
-        self._effect = ""
+        self._feature = ""
+        self._effects: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         """Return itself; `start` draws."""
@@ -88,11 +89,7 @@ class CampaignProgress:
 
     def block_started(self, feature: str, block: int, num_blocks: int) -> None:
         """A block's processes start; `num_blocks` replaces the planned number of this feature."""
-        if not self._where.startswith(f"{feature} "):
-            self._effect = ""
-        self._planned_blocks[feature] = num_blocks
-        self._where = f"{feature} block {block}/{num_blocks}"
-        self._fraction = 0.0
+        self._place(feature, block, num_blocks)
         self._draw(force=True)
 
     def tick(self, fraction: float | None = None) -> None:
@@ -120,16 +117,30 @@ class CampaignProgress:
             low: lower end of the live interval; None while there is one block only.
             high: upper end.
         """
-        self._effect = fmt.signed_percent(ratio - 1.0)
+        effect = fmt.signed_percent(ratio - 1.0)
         if low is not None and high is not None:
-            self._effect += f" {fmt.percent_interval(low - 1.0, high - 1.0)}"
+            effect += f" {fmt.percent_interval(low - 1.0, high - 1.0)}"
+        self._effects[feature] = effect
         self._count(feature, block, num_blocks)
-        self._plain(f"{feature}  block {block}/{num_blocks}  {self._effect}")
+        self._plain(f"{feature}  block {block}/{num_blocks}  {effect}")
 
-    def block_discarded(self, feature: str, block: int, num_blocks: int, reason: str) -> None:
-        """A block counts for nothing; its reason is printed and stays on the screen."""
-        self._count(feature, block, num_blocks)
-        self.message(f"INVALID  {feature} block {block}/{num_blocks}: {reason}")
+    def block_discarded(
+        self, feature: str, block: int, reason: str, *, retried: bool = False
+    ) -> None:
+        """A block counts for nothing; its reason is printed and stays on the screen.
+
+        Args:
+            feature: key of the feature under test.
+            block: number of the block, from 1.
+            reason: why it was thrown away.
+            retried: whether it runs again, so that as many blocks remain as before.
+        """
+        if retried:
+            self._fraction = 0.0
+        else:
+            self._count(feature, block, self._planned_blocks.get(feature, block))
+        again = "; it runs again" if retried else ""
+        self.message(f"INVALID  {feature} block {block}: {reason}{again}")
 
     def message(self, text: str) -> None:
         """Print a line that stays, above the live line."""
@@ -154,11 +165,15 @@ class CampaignProgress:
         return pace * left
 
     def _count(self, feature: str, block: int, num_blocks: int) -> None:
-        self._planned_blocks[feature] = num_blocks
-        self._where = f"{feature} block {block}/{num_blocks}"
+        self._place(feature, block, num_blocks)
         self._finished_blocks += 1
-        self._fraction = 0.0
         self._draw(force=True)
+
+    def _place(self, feature: str, block: int, num_blocks: int) -> None:
+        self._planned_blocks[feature] = num_blocks
+        self._feature = feature
+        self._where = f"{feature} block {block}/{num_blocks}"
+        self._fraction = 0.0
 
     def _plain(self, line: str) -> None:
         if self._live is None:
@@ -181,7 +196,7 @@ class CampaignProgress:
         line.add_row(
             ProgressBar(total=total, completed=done, width=BAR_WIDTH),
             Text(self._where, style="bold"),
-            Text(self._effect),
+            Text(self._effects.get(self._feature, "")),
             Text(
                 f"ETA {fmt.clock(self.eta_seconds())}"
                 f" · {fmt.clock(elapsed)} of {fmt.clock(self._budget_seconds)}",

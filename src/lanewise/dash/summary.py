@@ -195,7 +195,7 @@ def _feature_gaps(feature: str, planned_blocks: int, decision: Decision | None) 
 
 def resume_command(campaign: CampaignRecord) -> str:
     """What to type to finish an incomplete campaign."""
-    return f"lanewise ablate {campaign.lane.name} --resume {campaign.campaign_id}"
+    return f"lanewise ablate {campaign.lane.name} --resume"
 
 
 def receipt_ids(decisions: Sequence[Decision]) -> tuple[str, ...]:
