@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -54,7 +53,9 @@ BlockDesignOption = Annotated[
 ]
 BlocksOption = Annotated[
     int | None,
-    typer.Option("--blocks", min=2, max=99, help="Blocks of each feature.", show_default="by budget"),
+    typer.Option(
+        "--blocks", min=2, max=99, help="Blocks of each feature.", show_default="by budget"
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
 ThreadsOption = Annotated[
@@ -63,7 +64,9 @@ ThreadsOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the lane; repeat for more."),
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Change one setting of the lane; repeat for more."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
@@ -109,7 +112,9 @@ def ablate(
 
     verdicts = parse_fail_on(fail_on)
     if campaign is not None and not resume:
-        raise UsageError(f"a campaign ({campaign}) was named without --resume; add --resume to continue it")
+        raise UsageError(
+            f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
+        )
     options = _options(
         lane, features, budget, design, block_design, blocks, seed, threads, overrides, config, data
     )

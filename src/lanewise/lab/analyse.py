@@ -142,9 +142,7 @@ def planned_features(plan: CampaignPlan) -> tuple[PlannedFeature, ...]:
     )
 
 
-def identity(
-    plan: CampaignPlan, evidence: Sequence[BlockEvidence]
-) -> tuple[LaneIdentity, Machine]:
+def identity(plan: CampaignPlan, evidence: Sequence[BlockEvidence]) -> tuple[LaneIdentity, Machine]:
     """Lane and machine as a receipt states them; drawn from the plan while there is none."""
     for block in evidence:
         for receipts in block.receipts.values():

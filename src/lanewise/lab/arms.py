@@ -132,9 +132,7 @@ class ArmBuilder:
         treated = self._resolved({**base, feature.key: on})
         return self._described(feature, control=control, treated=treated)
 
-    def _described(
-        self, feature: Feature, *, control: ResolvedLane, treated: ResolvedLane
-    ) -> Arms:
+    def _described(self, feature: Feature, *, control: ResolvedLane, treated: ResolvedLane) -> Arms:
         off, on = control_state(feature), treated_state(feature)
         settings = feature.settings[off].ops
         named = [name for op in settings for name in settings[op].get(self.device_type, ())]

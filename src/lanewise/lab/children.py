@@ -210,9 +210,7 @@ class ForkServerLauncher:
     def __call__(self, request: RunRequest) -> Endpoint:
         """Start a child for one request."""
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=child_main, args=(request.model_dump_json(), theirs)
-        )
+        process = self._context.Process(target=child_main, args=(request.model_dump_json(), theirs))
         try:
             # The server is started by the first process and inherits what stands then; later calls change nothing.
             with exported(self._environment):

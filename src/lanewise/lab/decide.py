@@ -78,7 +78,9 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         peak_memory_bytes=judge.metric(
             counted,
             judge.allocated_bytes,
-            reason="profiled in block 1 only, which does not count" if counted else "no block counts",
+            reason="profiled in block 1 only, which does not count"
+            if counted
+            else "no block counts",
         ),
         goodput=judge.metric(counted, judge.goodput_ratio, reason="goodput is switched off"),
         compile_seconds=compile_delta,

@@ -79,7 +79,7 @@ def read_blocks(store: Store, entries: Sequence[BlockDone]) -> tuple[BlockEviden
     """Read the receipts of blocks; what cannot be read is named, not raised, so that the other blocks still count."""
     # One listing for all of them: a store may hold many thousand receipts.
     locations = {
-        f"sha256:{file.name.removesuffix('.json')}": file.location for file in store.receipt_files()
+        f"sha256:{file.stem}": f"{store.root}/{file.name}" for file in store.receipt_files()
     }
     return tuple(_read_block(store, entry, locations) for entry in entries)
 

@@ -119,7 +119,9 @@ def tokens_delta(
     if control is None or treated is None or ratio is None:
         return MetricDelta(control=None, treated=None, delta=None, reason="no block counts")
     return MetricDelta(
-        control=tokens_per_step / control, treated=tokens_per_step / treated, delta=1.0 / ratio - 1.0
+        control=tokens_per_step / control,
+        treated=tokens_per_step / treated,
+        delta=1.0 / ratio - 1.0,
     )
 
 

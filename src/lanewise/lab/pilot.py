@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from statistics import median
 
 from lanewise.errors import ChildError, StoreError, UsageError
-from lanewise.lab import protocol
 from lanewise.lab.arms import Arms, Question
 from lanewise.lab.children import Child, ChildRefused, Launcher
 from lanewise.lab.plan import ArmCost, Candidate
@@ -53,9 +52,7 @@ class PilotResult:
         found = [self.costs[arm.config_digest] for arm in (arms.control, arms.treated)]
         failure = next((cost for cost in found if isinstance(cost, str)), None)
         control, treated = (cost if isinstance(cost, ArmCost) else None for cost in found)
-        return Candidate(
-            feature=arms.feature, control=control, treated=treated, failure=failure
-        )
+        return Candidate(feature=arms.feature, control=control, treated=treated, failure=failure)
 
     def largest_resident_pair(self, arms: Sequence[Arms]) -> int | None:
         """Memory of the two heaviest arms that run side by side, or None when it is not known."""
@@ -181,7 +178,7 @@ class Pilot:
         return max(0.0, deadline - self.clock())
 
 
-class _OutOfTime(Exception):  # noqa: N818  # a limit of the plan, not an error of the program
+class _OutOfTime(Exception):  # a limit of the plan, not an error of the program
     """A visit reached its time limit."""
 
 

@@ -230,9 +230,7 @@ def _fewest_blocks(
     return fewest
 
 
-def _planned(
-    candidate: Candidate, num_blocks: int, quads: int, prices: _Prices
-) -> FeaturePlan:
+def _planned(candidate: Candidate, num_blocks: int, quads: int, prices: _Prices) -> FeaturePlan:
     return FeaturePlan(
         feature=candidate.feature,
         blocks=num_blocks,

@@ -26,29 +26,23 @@ def advice(
     treated_step_seconds: float | None,
 ) -> str:
     """The stance of a decision."""
-    budget = _budget(arms)
-    match verdict:
-        case Verdict.FASTER:
-            steps = break_even_steps(compile_seconds, control_step_seconds, treated_step_seconds)
-            if steps is not None:
-                return f"pays back after {steps} steps"
-            return arms.stance if arms.on_by_default else "worth turning on here"
-        case Verdict.SLOWER:
-            return "turn off on this lane" if arms.on_by_default else "stays off"
-        case Verdict.EQUIVALENT:
-            return f"no effect here ({arms.stance})"
-        case Verdict.WITHIN_BUDGET:
-            return f"affordable ({budget})"
-        case Verdict.OVER_BUDGET:
-            return f"stays opt-in ({budget})"
-        case Verdict.INCONCLUSIVE:
-            return more_blocks(arms, estimate, margin)
-        case Verdict.INVALID:
-            return "no evidence: mend the cause, then measure again"
-        case Verdict.NOISE:
-            return "the noise of this lane and machine"
-        case Verdict.NOT_MEASURED:
-            return arms.stance
+    if verdict is Verdict.FASTER:
+        steps = break_even_steps(compile_seconds, control_step_seconds, treated_step_seconds)
+        if steps is not None:
+            return f"pays back after {steps} steps"
+        return arms.stance if arms.on_by_default else "worth turning on here"
+    if verdict is Verdict.SLOWER:
+        return "turn off on this lane" if arms.on_by_default else "stays off"
+    if verdict is Verdict.INCONCLUSIVE:
+        return more_blocks(arms, estimate, margin)
+    return {
+        Verdict.EQUIVALENT: f"no effect here ({arms.stance})",
+        Verdict.WITHIN_BUDGET: f"affordable ({_budget(arms)})",
+        Verdict.OVER_BUDGET: f"stays opt-in ({_budget(arms)})",
+        Verdict.INVALID: "no evidence: mend the cause, then measure again",
+        Verdict.NOISE: "the noise of this lane and machine",
+        Verdict.NOT_MEASURED: arms.stance,
+    }[verdict]
 
 
 def break_even_steps(

@@ -74,7 +74,10 @@ def observed_backends(receipt: RunReceipt, arms: Arms) -> tuple[str, ...]:
     if arms.ops:
         return tuple(
             dict.fromkeys(
-                name for record in receipt.backends if record.op in arms.ops for name in record.observed
+                name
+                for record in receipt.backends
+                if record.op in arms.ops
+                for name in record.observed
             )
         )
     return tuple(f.effective for f in receipt.features if f.key in arms.declared)
@@ -131,7 +134,9 @@ def _observations(block: BlockEvidence, arms: Arms) -> Iterator[Fault]:
         for receipt in block.receipts[arm]:
             records = {record.op: record for record in receipt.backends}
             for op in sorted({*records, *arms.ops}):
-                text = _backend_fault(op, asked.op_preferences.get(op, ()), records.get(op), op in arms.ops)
+                text = _backend_fault(
+                    op, asked.op_preferences.get(op, ()), records.get(op), op in arms.ops
+                )
                 if text:
                     yield Fault(text=f"arm {arm} {text}", structural=True, about_backend=True)
             states = {decision.key: decision.state for decision in asked.features}
@@ -157,7 +162,11 @@ def _backend_fault(
     op: str, asked: Sequence[str], record: BackendRecord | None, required: bool
 ) -> str | None:
     if record is None or not record.observed:
-        return f"asked for {op}={_order(asked)}, observed nothing: the op never ran" if required else None
+        return (
+            f"asked for {op}={_order(asked)}, observed nothing: the op never ran"
+            if required
+            else None
+        )
     # A fallback makes the arm another arm, so the first name asked for must run; an op's own order may choose any.
     wanted = asked[0] if asked else record.chosen
     if record.observed == (wanted,):

@@ -77,9 +77,7 @@ class BlockTask:
                 design=self.plan.block_design,
                 order_seed=self.seed,
             ),
-            protocol=protocol.parameters(
-                self.plan.block_design, num_threads=self.plan.num_threads
-            ),
+            protocol=protocol.parameters(self.plan.block_design, num_threads=self.plan.num_threads),
             measure_memory=self.block == 1,
         )
 
@@ -93,9 +91,7 @@ class Visit:
         self.durations: list[float] = []
         self.tagged: list[int] = []
         self._cost = task.cost(arm)
-        self.child = Child(
-            launcher(task.request(arm, position)), label=f"{task.label} arm {arm}"
-        )
+        self.child = Child(launcher(task.request(arm, position)), label=f"{task.label} arm {arm}")
 
     def wait_ready(self) -> None:
         """Wait until the lane is built."""
