@@ -103,12 +103,9 @@ def _unknown_key(path: KeyPath) -> str:
     key = str(path[-1])
     table = table_at(path[:-1])
     known = () if table is None else tuple(table.model_fields)
-    if nearest(key, known) is None:
-        elsewhere = list(tables_with_key(key))
-        if elsewhere:
-            return (
-                f"unknown key here. It belongs in {' or '.join(f'[{name}]' for name in elsewhere)}."
-            )
+    elsewhere = [f"[{name}]" for name in tables_with_key(key)]
+    if elsewhere:
+        return f"unknown key here. It belongs in {' or '.join(elsewhere)}."
     return f"unknown key. {did_you_mean(key, known)}"
 
 
