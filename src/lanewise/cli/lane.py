@@ -158,7 +158,7 @@ def diff(
     if difference.is_comparable:
         typer.echo("comparable: the lane digests are equal")
     else:
-        typer.echo(f"not comparable: {len(difference.identity)} fields of the lane digest differ")
+        typer.echo("not comparable: these fields of the lane digest differ")
         _print_differences(difference.identity, lane_a, lane_b)
     if difference.other:
         typer.echo("\noutside the digest:")
