@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.receipts.factory import make_receipt
+from tests.receipts.strategies import json_values, records
 
 from lanewise.errors import ReceiptError
 from lanewise.receipts.document import (
@@ -17,8 +19,6 @@ from lanewise.receipts.document import (
 )
 from lanewise.receipts.schema import RunReceipt
 from lanewise.receipts.store import json_bytes
-from tests.receipts.factory import make_receipt
-from tests.receipts.strategies import json_values, records
 
 LAW = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
