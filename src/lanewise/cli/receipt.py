@@ -190,8 +190,8 @@ def reindex(store: StoreOption = None, json: JsonFlag = False) -> None:
         return
     where = done.path or "memory: the store cannot be written"
     typer.echo(
-        f"{done.num_receipts} receipts and {done.num_decisions} decisions indexed in {where}, "
-        f"{done.num_unreadable} of them unreadable"
+        f"receipts {done.num_receipts}, decisions {done.num_decisions}, "
+        f"unreadable {done.num_unreadable}: indexed in {where}"
     )
     for error in unreadable:
         typer.echo(f"unreadable: {error}", err=True)

@@ -221,7 +221,8 @@ class Index:
         try:
             return _on(self.path, work)
         except sqlite3.DatabaseError as error:
-            damaged = error.sqlite_errorcode & 0xFF in _DAMAGE
+            # Extended result codes carry the primary one in their low byte; errors of the module itself have none.
+            damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
         if damaged and _discard_if_damaged(self.path):
             with contextlib.suppress(sqlite3.DatabaseError):
                 return _on(self.path, work)

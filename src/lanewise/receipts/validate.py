@@ -56,7 +56,9 @@ def receipt_faults(receipt: RunReceipt) -> list[str]:
     if failed and receipt.outcome.validity == "valid":
         faults.append(f"outcome.validity is valid, and these checks failed: {', '.join(failed)}")
     body = receipt.model_dump(mode="json")
-    faults += [f"{path} is null without a reason in missing" for path in unexplained_nulls(body)]
+    unexplained = unexplained_nulls(body)
+    if unexplained:
+        faults.append(f"null without a reason in missing: {_first_few(unexplained)}")
     faults += [
         f"missing explains {path}, which is not null"
         for path in receipt.missing
@@ -195,6 +197,11 @@ def _nulls(value: Any, path: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for position, item in enumerate(value):
             yield from _nulls(item, f"{path}.{position}")
+
+
+def _first_few(names: list[str], num_shown: int = 3) -> str:
+    more = len(names) - num_shown
+    return ", ".join(names[:num_shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_inside(path: str, ancestor: str) -> bool:
