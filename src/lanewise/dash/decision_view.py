@@ -58,6 +58,15 @@ class DecisionView:
     receipts: tuple[ReceiptView, ...]
     strips: tuple[Strip, ...]
 
+    @property
+    def size(self) -> str:
+        """How much stands behind the row: `3 blocks, 6 receipts`."""
+        if not self.receipts:
+            return "no receipts"
+        return (
+            f"{fmt.plural(len(self.blocks), 'block')}, {fmt.plural(len(self.receipts), 'receipt')}"
+        )
+
     def sort_key(self, column: Column) -> str:
         """What a column sorts by: a number where there is one, else the text."""
         number = self.row.sort_keys.get(column.key)
@@ -136,8 +145,10 @@ def _both(metric: MetricDelta, form: Callable[[float], str]) -> str:
 
 
 def log_percent(log_value: float | None) -> str:
-    """An effect on the log scale, in percent."""
-    return "unknown" if log_value is None else fmt.percent(math.expm1(log_value), 2)
+    """An effect on the log scale, in percent: two decimals below one percent."""
+    if log_value is None:
+        return "unknown"
+    return fmt.percent(math.expm1(log_value), 1 if abs(log_value) >= 0.00995 else 2)
 
 
 def _block_view(block: BlockRecord) -> BlockView:

@@ -11,12 +11,12 @@ from lanewise.dash.svg import Canvas, Linear, Scale, SignedLogarithmic
 from lanewise.receipts.decision import Decision, Estimate
 
 WIDTH = 900.0
-PLOT_LEFT, PLOT_RIGHT = 190.0, 610.0
-VALUES_LEFT, VERDICT_LEFT = 634.0, 788.0
+PLOT_LEFT, PLOT_RIGHT = 206.0, 626.0
+VALUES_LEFT, VERDICT_LEFT = 650.0, 790.0
 ROW_HEIGHT = 36.0
 TOP, AXIS_HEIGHT = 30.0, 44.0
-NAME_CHARACTERS = 22
-TICK_ROOM = 46.0
+NAME_CHARACTERS = 26
+TICK_ROOM = 42.0
 """Least distance between two tick labels."""
 SPREAD = 15.0
 """The axis is stretched near zero once the largest effect exceeds this many margins."""
@@ -112,7 +112,7 @@ def _row(canvas: Canvas, scale: Scale, y: float, decision: Decision, estimate: E
         x = scale(math.log(decision.tax_budget_ratio))
         canvas.line(x, y - ROW_HEIGHT / 2 + 1, x, y + ROW_HEIGHT / 2 - 1, "budget")
         budget = fmt.signed_percent(decision.tax_budget_ratio - 1, 0)
-        canvas.text(x + 4, y + ROW_HEIGHT / 2 - 3, f"budget {budget}", "note small")
+        canvas.text(x + 4, y - 8, f"budget {budget}", "note small")
     tone = verdict_tone(decision)
     low, high = scale(math.log(estimate.interval_low)), scale(math.log(estimate.interval_high))
     canvas.line(low, y, high, y, f"whisker {tone}")

@@ -48,16 +48,16 @@ class Column:
 
 COLUMNS: tuple[Column, ...] = (
     Column(key="feature", title="feature"),
-    Column(key="role", title="role", drop_rank=4),
+    Column(key="role", title="role", drop_rank=3),
     Column(key="versus", title="vs", drop_rank=5),
     Column(key="step_time", title="Δ step time", right=True),
     Column(key="interval", title="95 % interval", right=True),
     Column(key="tokens", title="Δ tokens/s", right=True, drop_rank=1),
-    Column(key="memory", title="Δ memory", right=True, drop_rank=3),
+    Column(key="memory", title="Δ memory", right=True, drop_rank=4),
     Column(key="goodput", title="Δ goodput", right=True, drop_rank=2),
-    Column(key="observed", title="observed"),
+    Column(key="observed", title="observed", drop_rank=7),
     Column(key="verdict", title="verdict"),
-    Column(key="stance", title="stance"),
+    Column(key="stance", title="stance", drop_rank=6),
 )
 
 

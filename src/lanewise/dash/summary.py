@@ -35,7 +35,7 @@ class LaneFacts:
         return cls(
             hardware=f"{environment.host_cpu_count} × {environment.host_arch} cores, {device}",
             torch_version=environment.packages.get("torch"),
-            corpus=f"{data.source}, {fmt.si(data.num_tokens, 'tokens')}, {fmt.short_digest(data.digest)}",
+            corpus=f"{data.source}, {fmt.si(data.num_tokens, '')} tokens, {fmt.short_digest(data.digest)}",
             params_total=receipt.flops.params_total,
             params_active=receipt.flops.params_active,
             training_flops_per_step=receipt.flops.training_flops_per_token
