@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lanewise.dash import format as fmt
 from lanewise.dash.evidence import Evidence
-from lanewise.dash.rows import Column, Row
+from lanewise.dash.rows import Column, Row, interval_of
 from lanewise.dash.strips import Strip, strips
 from lanewise.receipts.decision import BlockRecord, Decision, MetricDelta
 
@@ -99,13 +99,12 @@ def decision_view(decision: Decision, row: Row, evidence: Evidence) -> DecisionV
 
 def _facts(decision: Decision) -> Pairs:
     facts: list[tuple[str, str]] = []
+    if not decision.blocks and decision.estimate is None:
+        return (("measured", "nothing"), ("method", f"{decision.method} {decision.method_version}"))
     if (e := decision.estimate) is not None:
-        facts.append(
-            (
-                "ratio",
-                f"{e.ratio:.4f} [{e.interval_low:.4f}, {e.interval_high:.4f}], treated ÷ control",
-            )
-        )
+        interval = interval_of(decision)
+        spread = "no interval" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+        facts.append(("ratio", f"{e.ratio:.4f} {spread}, treated ÷ control"))
         facts.append(("blocks", f"{e.num_blocks}, contrast SD {log_percent(e.block_sd_log)}"))
         facts.append(("detectable", f"≥ {log_percent(e.mde_log)} with 80 % power"))
         if e.sign_flip_p is not None:
@@ -129,7 +128,7 @@ def _facts(decision: Decision) -> Pairs:
     facts.append(
         (
             "loss of the arms",
-            "not compared: the feature changes the mathematics"
+            "not compared: the mathematics differ, or no pair of steps counts"
             if loss is None
             else f"differs by at most {fmt.scientific(loss)} nats",
         )
