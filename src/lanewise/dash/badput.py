@@ -11,10 +11,10 @@ from lanewise.receipts.decision import Decision
 from lanewise.receipts.schema import BADPUT_CATEGORIES, RunReceipt
 
 WIDTH = 900.0
-PLOT_LEFT, PLOT_RIGHT = 240.0, 730.0
+PLOT_LEFT, PLOT_RIGHT = 250.0, 730.0
 BAR_HEIGHT, ROW_HEIGHT, GROUP_GAP = 13.0, 18.0, 12.0
 LEGEND_LINE = 20.0
-NAME_CHARACTERS = 22
+NAME_CHARACTERS = 26
 MAX_NAMED = 6
 """Categories drawn by name; what is left is drawn as one part, and the table below has all."""
 REST = "rest"
@@ -152,6 +152,7 @@ def _bars(
         canvas.text(PLOT_RIGHT + 12, y + 11, goodput, "value")
         canvas.text(WIDTH, y + 11, fmt.seconds(part.own_seconds), "note", anchor="end")
         y += ROW_HEIGHT
+    canvas.text(WIDTH, y + 14, "own time", "tick", anchor="end")
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = PLOT_LEFT + share * width
         canvas.text(x, y + 14, fmt.percent(share, 0), "tick", anchor="middle")

@@ -10,10 +10,10 @@ from lanewise.dash.svg import Canvas, Linear, text_width
 from lanewise.receipts.decision import Decision, Verdict
 
 WIDTH = 900.0
-PLOT_LEFT, PLOT_RIGHT = 190.0, 690.0
+PLOT_LEFT, PLOT_RIGHT = 206.0, 640.0
 ROW_HEIGHT, BAR_HEIGHT = 32.0, 16.0
 TOP, AXIS_HEIGHT = 8.0, 26.0
-NAME_CHARACTERS = 22
+NAME_CHARACTERS = 26
 
 
 def anatomy(decisions: Sequence[Decision]) -> str | None:

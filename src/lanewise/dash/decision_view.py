@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lanewise.dash import format as fmt
 from lanewise.dash.evidence import Evidence
-from lanewise.dash.rows import Column, Row
+from lanewise.dash.rows import Column, Row, interval_of
 from lanewise.dash.strips import Strip, strips
 from lanewise.receipts.decision import BlockRecord, Decision, MetricDelta
 
@@ -58,6 +58,15 @@ class DecisionView:
     receipts: tuple[ReceiptView, ...]
     strips: tuple[Strip, ...]
 
+    @property
+    def size(self) -> str:
+        """How much stands behind the row: `3 blocks, 6 receipts`."""
+        if not self.receipts:
+            return "no receipts"
+        return (
+            f"{fmt.plural(len(self.blocks), 'block')}, {fmt.plural(len(self.receipts), 'receipt')}"
+        )
+
     def sort_key(self, column: Column) -> str:
         """What a column sorts by: a number where there is one, else the text."""
         number = self.row.sort_keys.get(column.key)
@@ -90,13 +99,12 @@ def decision_view(decision: Decision, row: Row, evidence: Evidence) -> DecisionV
 
 def _facts(decision: Decision) -> Pairs:
     facts: list[tuple[str, str]] = []
+    if not decision.blocks and decision.estimate is None:
+        return (("measured", "nothing"), ("method", f"{decision.method} {decision.method_version}"))
     if (e := decision.estimate) is not None:
-        facts.append(
-            (
-                "ratio",
-                f"{e.ratio:.4f} [{e.interval_low:.4f}, {e.interval_high:.4f}], treated ÷ control",
-            )
-        )
+        interval = interval_of(decision)
+        spread = "no interval" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+        facts.append(("ratio", f"{e.ratio:.4f} {spread}, treated ÷ control"))
         facts.append(("blocks", f"{e.num_blocks}, contrast SD {log_percent(e.block_sd_log)}"))
         facts.append(("detectable", f"≥ {log_percent(e.mde_log)} with 80 % power"))
         if e.sign_flip_p is not None:
@@ -120,7 +128,7 @@ def _facts(decision: Decision) -> Pairs:
     facts.append(
         (
             "loss of the arms",
-            "not compared: the feature changes the mathematics"
+            "not compared: the mathematics differ, or no pair of steps counts"
             if loss is None
             else f"differs by at most {fmt.scientific(loss)} nats",
         )
@@ -136,8 +144,10 @@ def _both(metric: MetricDelta, form: Callable[[float], str]) -> str:
 
 
 def log_percent(log_value: float | None) -> str:
-    """An effect on the log scale, in percent."""
-    return "unknown" if log_value is None else fmt.percent(math.expm1(log_value), 2)
+    """An effect on the log scale, in percent: two decimals below one percent."""
+    if log_value is None:
+        return "unknown"
+    return fmt.percent(math.expm1(log_value), 1 if abs(log_value) >= 0.00995 else 2)
 
 
 def _block_view(block: BlockRecord) -> BlockView:

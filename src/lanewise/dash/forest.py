@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 
 from lanewise.dash import format as fmt
-from lanewise.dash.rows import Tone, verdict_tone, verdict_word
+from lanewise.dash.rows import Tone, interval_of, verdict_tone, verdict_word
 from lanewise.dash.svg import Canvas, Linear, Scale, SignedLogarithmic
 from lanewise.receipts.decision import Decision, Estimate
 
 WIDTH = 900.0
-PLOT_LEFT, PLOT_RIGHT = 190.0, 610.0
-VALUES_LEFT, VERDICT_LEFT = 634.0, 788.0
+PLOT_LEFT, PLOT_RIGHT = 206.0, 626.0
+VALUES_LEFT, VERDICT_LEFT = 650.0, 790.0
 ROW_HEIGHT = 36.0
 TOP, AXIS_HEIGHT = 30.0, 44.0
-NAME_CHARACTERS = 22
-TICK_ROOM = 46.0
+NAME_CHARACTERS = 26
+TICK_ROOM = 42.0
 """Least distance between two tick labels."""
 SPREAD = 15.0
 """The axis is stretched near zero once the largest effect exceeds this many margins."""
@@ -60,12 +60,8 @@ def _scale(measured: Sequence[tuple[Decision, Estimate]]) -> tuple[Scale, bool]:
     values = [0.0]
     for decision, estimate in measured:
         margin = decision.margin.log_value
-        values += [
-            math.log(estimate.interval_low),
-            math.log(estimate.interval_high),
-            margin,
-            -margin,
-        ]
+        values += [estimate.log_ratio, margin, -margin]
+        values += [math.log(end) for end in interval_of(decision) or ()]
         if decision.tax_budget_ratio is not None:
             values.append(math.log(decision.tax_budget_ratio))
     knee = max(0.005, min(d.margin.log_value for d, _ in measured))
@@ -112,19 +108,24 @@ def _row(canvas: Canvas, scale: Scale, y: float, decision: Decision, estimate: E
         x = scale(math.log(decision.tax_budget_ratio))
         canvas.line(x, y - ROW_HEIGHT / 2 + 1, x, y + ROW_HEIGHT / 2 - 1, "budget")
         budget = fmt.signed_percent(decision.tax_budget_ratio - 1, 0)
-        canvas.text(x + 4, y + ROW_HEIGHT / 2 - 3, f"budget {budget}", "note small")
+        canvas.text(x + 4, y - 8, f"budget {budget}", "note small")
     tone = verdict_tone(decision)
-    low, high = scale(math.log(estimate.interval_low)), scale(math.log(estimate.interval_high))
-    canvas.line(low, y, high, y, f"whisker {tone}")
-    for end in (low, high):
-        canvas.line(end, y - 4, end, y + 4, f"whisker {tone}")
+    interval = interval_of(decision)
+    if interval is not None:
+        low, high = (scale(math.log(end)) for end in interval)
+        canvas.line(low, y, high, y, f"whisker {tone}")
+        for end in (low, high):
+            canvas.line(end, y - 4, end, y + 4, f"whisker {tone}")
     mark(canvas, scale(estimate.log_ratio), y, tone, tip=_words(decision, estimate))
     canvas.name(0, y, decision.feature, NAME_CHARACTERS)
-    digits = fmt.percent_digits([(estimate.interval_low, estimate.interval_high)])
-    change = fmt.signed_percent(estimate.ratio - 1, digits)
-    interval = fmt.percent_interval(estimate.interval_low - 1, estimate.interval_high - 1, digits)
-    canvas.text(VALUES_LEFT, y - 2, change, "value strong")
-    canvas.text(VALUES_LEFT, y + 12, interval, "note small")
+    digits = fmt.percent_digits([interval] if interval else [])
+    canvas.text(VALUES_LEFT, y - 2, fmt.signed_percent(estimate.ratio - 1, digits), "value strong")
+    spread = (
+        "one block, no interval"
+        if interval is None
+        else fmt.percent_interval(interval[0] - 1, interval[1] - 1, digits)
+    )
+    canvas.text(VALUES_LEFT, y + 12, spread, "note small")
     canvas.text(VERDICT_LEFT, y + 4, verdict_word(decision), f"verdict {tone}")
 
 
@@ -139,8 +140,11 @@ def mark(canvas: Canvas, x: float, y: float, tone: Tone, *, tip: str) -> None:
 
 
 def _words(decision: Decision, estimate: Estimate) -> str:
-    interval = fmt.percent_interval(estimate.interval_low - 1, estimate.interval_high - 1)
-    return (
-        f"{decision.feature} {fmt.signed_percent(estimate.ratio - 1)}, "
-        f"{100 * estimate.confidence:g} % interval {interval}, {verdict_word(decision)}"
+    interval = interval_of(decision)
+    spread = (
+        "no interval"
+        if interval is None
+        else f"{100 * estimate.confidence:g} % interval {fmt.percent_interval(interval[0] - 1, interval[1] - 1)}"
     )
+    change = fmt.signed_percent(estimate.ratio - 1)
+    return f"{decision.feature} {change}, {spread}, {verdict_word(decision)}"

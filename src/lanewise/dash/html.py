@@ -83,7 +83,8 @@ def _asset(name: str) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Escaped text that may break after `_`, `.`, `-`, `/`, `,` and `:` instead of being cut."""
+    """Escaped text that may break after `_`, `.`, `-`, `/`, `,` and `:` instead of being cut, not before ✓ and ✗."""
+    text = re.sub(r" (?=[✓✗])", "\N{NO-BREAK SPACE}", text)
     pieces = re.split(r"(?<=[_.\-/,:])(?=\w)", text)
     return Markup("<wbr>").join(pieces)
 

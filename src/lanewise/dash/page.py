@@ -16,7 +16,6 @@ from lanewise.dash.rows import Column, columns, rows
 from lanewise.dash.summary import (
     gaps,
     resume_command,
-    stack_sentence,
     tokens_per_step,
     verdict_sentence,
 )
@@ -35,7 +34,8 @@ class Page:
     title: str
     campaign: CampaignRecord
     verdict: str
-    stack: str | None
+    """The sentence up to its first semicolon, and what follows it."""
+    rest: str
     gaps: tuple[str, ...]
     resume: str
     figures: Pairs
@@ -62,14 +62,15 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
     """Draw every section from the documents; what they do not hold is absent or says why."""
     campaign, decisions = evidence.campaign, evidence.decisions
     receipts = tuple(evidence.receipts.values())
+    verdict, semicolon, rest = verdict_sentence(campaign, decisions).partition(";")
     shared, differing = compare_environments(receipts)
     parts = partitions(decisions, evidence.receipts)
     head, table = _partition_table(parts)
     return Page(
         title=f"{campaign.lane.name}: which features move step time",
         campaign=campaign,
-        verdict=verdict_sentence(campaign, decisions),
-        stack=stack_sentence(campaign),
+        verdict=verdict + semicolon,
+        rest=rest.strip(),
         gaps=gaps(campaign, decisions),
         resume=resume_command(campaign),
         figures=_figures(evidence),
@@ -100,7 +101,11 @@ def _figures(evidence: Evidence) -> Pairs:
     campaign = evidence.campaign
     figures = []
     if campaign.stack_ratio is not None and campaign.stack_ratio > 0:
-        figures.append((fmt.times(1 / campaign.stack_ratio), "full stack against the bare lane"))
+        figures.append(
+            (fmt.times(1 / campaign.stack_ratio), "the bare lane: fastest proven combination")
+            if campaign.stack_ratio < 1
+            else (fmt.times(1 / campaign.stack_ratio), "the bare lane: the full stack is no faster")
+        )
     treated = sorted(
         d.treated_step_seconds for d in evidence.decisions if d.treated_step_seconds is not None
     )
@@ -130,7 +135,7 @@ def _lane_identity(campaign: CampaignRecord, receipts: Sequence[RunReceipt]) -> 
             (
                 "data",
                 f"{first.data.source}, {first.data.tokenizer}, "
-                f"{fmt.si(first.data.num_tokens, 'tokens')} of "
+                f"{fmt.si(first.data.num_tokens, '')} tokens of "
                 f"{fmt.plural(first.data.num_documents, 'document')}",
             )
         )

@@ -48,16 +48,16 @@ class Column:
 
 COLUMNS: tuple[Column, ...] = (
     Column(key="feature", title="feature"),
-    Column(key="role", title="role", drop_rank=4),
+    Column(key="role", title="role", drop_rank=3),
     Column(key="versus", title="vs", drop_rank=5),
     Column(key="step_time", title="Δ step time", right=True),
     Column(key="interval", title="95 % interval", right=True),
     Column(key="tokens", title="Δ tokens/s", right=True, drop_rank=1),
-    Column(key="memory", title="Δ memory", right=True, drop_rank=3),
+    Column(key="memory", title="Δ memory", right=True, drop_rank=4),
     Column(key="goodput", title="Δ goodput", right=True, drop_rank=2),
-    Column(key="observed", title="observed"),
+    Column(key="observed", title="observed", drop_rank=7),
     Column(key="verdict", title="verdict"),
-    Column(key="stance", title="stance"),
+    Column(key="stance", title="stance", drop_rank=6),
 )
 
 
@@ -90,9 +90,8 @@ class Row:
 
 def rows(decisions: Sequence[Decision]) -> tuple[Row, ...]:
     """One row per decision, in the order given; all rows share the number of decimals."""
-    digits = fmt.percent_digits(
-        (d.estimate.interval_low, d.estimate.interval_high) for d in decisions if d.estimate
-    )
+    intervals = (interval_of(decision) for decision in decisions)
+    digits = fmt.percent_digits(interval for interval in intervals if interval is not None)
     return tuple(_row(decision, digits) for decision in decisions)
 
 
@@ -117,14 +116,22 @@ def verdict_tone(decision: Decision) -> Tone:
     return "bad" if decision.status == "INCOMPLETE" else _TONES[decision.verdict]
 
 
-def _row(decision: Decision, digits: int) -> Row:
+def interval_of(decision: Decision) -> tuple[float, float] | None:
+    """Both ends of the interval of the ratio; None where there is no estimate, or one block, which has no spread."""
     estimate = decision.estimate
+    if estimate is None or estimate.half_width_log is None:
+        return None
+    return estimate.interval_low, estimate.interval_high
+
+
+def _row(decision: Decision, digits: int) -> Row:
+    estimate, interval = decision.estimate, interval_of(decision)
     deltas = {
         "tokens": decision.tokens_per_second.delta,
         "memory": decision.peak_memory_bytes.delta,
         "goodput": decision.goodput.delta,
         "step_time": None if estimate is None else estimate.ratio - 1.0,
-        "interval": None if estimate is None else estimate.interval_high - estimate.interval_low,
+        "interval": None if interval is None else interval[1] - interval[0],
     }
     return Row(
         feature=decision.feature,
@@ -132,8 +139,8 @@ def _row(decision: Decision, digits: int) -> Row:
         versus=decision.versus,
         step_time=fmt.signed_percent(deltas["step_time"], digits),
         interval=fmt.MISSING
-        if estimate is None
-        else fmt.percent_interval(estimate.interval_low - 1, estimate.interval_high - 1, digits),
+        if interval is None
+        else fmt.percent_interval(interval[0] - 1, interval[1] - 1, digits),
         tokens=fmt.signed_percent(deltas["tokens"], digits),
         memory=fmt.signed_mebibytes(deltas["memory"]),
         goodput=fmt.signed_points(deltas["goodput"]),

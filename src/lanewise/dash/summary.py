@@ -13,6 +13,8 @@ from lanewise.dash.rows import verdict_word
 from lanewise.receipts.decision import CampaignRecord, Decision, Verdict
 from lanewise.receipts.schema import RunReceipt
 
+FULL_STACK = "full_stack"
+"""Pseudo-feature of the lab: all default-on features at once against the bare lane; it counts as no feature."""
 DECIDED = (Verdict.FASTER, Verdict.SLOWER, Verdict.EQUIVALENT)
 
 
@@ -35,7 +37,7 @@ class LaneFacts:
         return cls(
             hardware=f"{environment.host_cpu_count} × {environment.host_arch} cores, {device}",
             torch_version=environment.packages.get("torch"),
-            corpus=f"{data.source}, {fmt.si(data.num_tokens, 'tokens')}, {fmt.short_digest(data.digest)}",
+            corpus=f"{data.source}, {fmt.si(data.num_tokens, '')} tokens, {fmt.short_digest(data.digest)}",
             params_total=receipt.flops.params_total,
             params_active=receipt.flops.params_active,
             training_flops_per_step=receipt.flops.training_flops_per_token
@@ -104,8 +106,10 @@ def plan_lines(campaign: CampaignRecord) -> tuple[str, ...]:
         if campaign.noise_source == "assumed"
         else f"noise from {campaign.noise_source}"
     )
+    num_features = sum(f.feature != FULL_STACK for f in planned)
+    whole = " and the full stack" if num_features < len(planned) else ""
     first = (
-        f"plan    {fmt.plural(len(planned), 'feature')} × {num_blocks} {campaign.block_design} blocks"
+        f"plan    {fmt.plural(num_features, 'feature')}{whole} × {num_blocks} {campaign.block_design} blocks"
         f" = {fmt.plural(sum(f.visits for f in planned), 'process', 'es')},"
         f" {fmt.duration(sum(f.estimated_seconds for f in planned))}"
         f" of {fmt.duration(campaign.budget_seconds)}"
@@ -132,10 +136,11 @@ def verdict_sentence(campaign: CampaignRecord, decisions: Sequence[Decision]) ->
     """The report in one sentence."""
     if gaps(campaign, decisions):
         return f"This campaign on {campaign.lane.name} is incomplete and decides nothing yet."
-    counts = Counter(verdict_word(d) for d in decisions)
+    counts = Counter(verdict_word(d) for d in decisions if d.feature != FULL_STACK)
     counts["NOT_MEASURED"] += sum(
         f.skipped_reason is not None and all(d.feature != f.feature for d in decisions)
         for f in campaign.features
+        if f.feature != FULL_STACK
     )
     leader = largest_effect(decisions)
     clauses = []
@@ -154,7 +159,12 @@ def verdict_sentence(campaign: CampaignRecord, decisions: Sequence[Decision]) ->
 def largest_effect(decisions: Sequence[Decision]) -> Decision | None:
     """The decided feature with the largest effect, or None."""
     decided = [
-        d for d in decisions if d.estimate and d.verdict in DECIDED and d.status == "COMPLETE"
+        d
+        for d in decisions
+        if d.estimate
+        and d.verdict in DECIDED
+        and d.status == "COMPLETE"
+        and d.feature != FULL_STACK
     ]
     return max(
         decided, key=lambda d: abs(d.estimate.log_ratio) if d.estimate else 0.0, default=None
@@ -195,7 +205,7 @@ def _feature_gaps(feature: str, planned_blocks: int, decision: Decision | None) 
 
 def resume_command(campaign: CampaignRecord) -> str:
     """What to type to finish an incomplete campaign."""
-    return f"lanewise ablate {campaign.lane.name} --resume"
+    return f"lanewise ablate {campaign.lane.name} --resume {campaign.campaign_id}"
 
 
 def receipt_ids(decisions: Sequence[Decision]) -> tuple[str, ...]:

@@ -203,9 +203,10 @@ class Canvas:
     def name(self, x: float, y: float, name: str, max_characters: int, kind: str = "name") -> None:
         """A name centred on `y`, wrapped where it is longer than `max_characters`."""
         lines = wrap_name(name, max_characters)
-        top = y + 4.5 - (len(lines) - 1) * 7.5
+        leading, kind = (15.0, kind) if len(lines) <= 2 else (11.5, f"{kind} tiny")
+        top = y + 4.5 - (len(lines) - 1) * leading / 2
         for index, line in enumerate(lines):
-            self.text(x, top + index * 15, line, kind)
+            self.text(x, top + index * leading, line, kind)
 
     def hatch(self, name: str, spacing: float, angle: int, kind: str) -> str:
         """Define a hatch pattern and return the value for `fill`."""

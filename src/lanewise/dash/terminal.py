@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -11,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lanewise.dash.progress import CampaignProgress
-from lanewise.dash.rows import Column, Row, Tone, columns, rows
+from lanewise.dash.rows import OBSERVED_WRONG, Column, Row, Tone, columns, rows
 from lanewise.dash.summary import LaneFacts, closing_lines, header_lines, plan_lines
 from lanewise.receipts.decision import Decision
 
@@ -26,15 +28,18 @@ __all__ = [
 
 GAP = 2
 """Spaces between columns."""
-MIN_STANCE_WIDTH = 14
-"""The stance wraps down to this many cells before a column is dropped."""
+LEAST_WIDTHS: Mapping[str, int] = {"feature": 18, "versus": 11, "observed": 11, "stance": 12}
+"""Text columns wrap down to this width, or to their longest unbreakable piece, before a column is dropped."""
+WIDEN_ORDER = ("observed", "versus", "stance", "feature")
+"""Who gets spare room first."""
 
-_STYLES: dict[Tone, str] = {
+_STYLES: Mapping[Tone, str] = {
     "good": "bold green",
     "bad": "bold red",
     "open": "yellow",
     "quiet": "dim",
 }
+_GLUE = "\N{NO-BREAK SPACE}"
 
 
 class DecisionTable:
@@ -47,68 +52,123 @@ class DecisionTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield a fitted table on a terminal, aligned plain lines elsewhere."""
-        if not console.is_terminal:
+        widths = self._fit(options.max_width) if console.is_terminal else None
+        if widths is None:
             for line in self._plain_lines():
                 yield Segment(line)
                 yield Segment.line()
             return
-        shown, stance_width = self._fit(options.max_width)
-        yield self._table(shown, stance_width)
-        if dropped := [c.title for c in self._columns if c not in shown]:
+        yield self._table(widths)
+        if dropped := [c.title for c in self._columns if c.key not in widths]:
             yield Text(f"not shown at this width: {', '.join(dropped)}", style="dim")
 
     def _plain_lines(self) -> Iterator[str]:
-        widths = [self._width(column) for column in self._columns]
+        widths = [self._natural_width(column) for column in self._columns]
         yield _aligned(self._columns, widths, [column.title for column in self._columns])
         for row in self._rows:
             yield _aligned(self._columns, widths, [row.cell(column) for column in self._columns])
 
-    def _width(self, column: Column) -> int:
+    def _natural_width(self, column: Column) -> int:
         return max([cell_len(column.title), *(cell_len(row.cell(column)) for row in self._rows)])
 
-    def _fit(self, available: int) -> tuple[tuple[Column, ...], int]:
-        """Wrap the stance first, then drop columns in the order of their rank."""
-        shown = self._columns
-        natural = {column.key: self._width(column) for column in shown}
-        while True:
-            fixed = sum(natural[c.key] for c in shown if c.key != "stance") + GAP * (len(shown) - 1)
-            room = available - fixed
-            droppable = sorted((c for c in shown if c.drop_rank), key=lambda c: c.drop_rank)
-            if room >= min(natural["stance"], MIN_STANCE_WIDTH) or not droppable:
-                return shown, max(MIN_STANCE_WIDTH, min(natural["stance"], room))
-            shown = tuple(c for c in shown if c is not droppable[0])
+    def _least_width(self, column: Column) -> int:
+        header = max(cell_len(word) for word in column.title.replace(" %", "_%").split())
+        cells = [row.cell(column) for row in self._rows]
+        if column.key not in LEAST_WIDTHS:
+            return max([header, *(cell_len(cell) for cell in cells)])
+        pieces = [cell_len(piece) for cell in cells for piece in _pieces(cell, column.key)]
+        return min(self._natural_width(column), max([LEAST_WIDTHS[column.key], header, *pieces]))
 
-    def _table(self, shown: Sequence[Column], stance_width: int) -> Table:
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
+    def _fit(self, available: int) -> dict[str, int] | None:
+        """Column key → width: texts wrap first, then columns go in the order of their rank.
+
+        None when even the columns that are always kept do not fit.
+        """
+        shown = list(self._columns)
+        widths = {column.key: self._least_width(column) for column in shown}
+        while sum(widths.values()) + GAP * (len(widths) - 1) > available:
+            droppable = [column for column in shown if column.drop_rank]
+            if not droppable:
+                return None
+            victim = min(droppable, key=lambda column: column.drop_rank)
+            shown.remove(victim)
+            del widths[victim.key]
+        spare = available - sum(widths.values()) - GAP * (len(widths) - 1)
+        numbers = [column.key for column in shown if column.key not in WIDEN_ORDER]
+        by_key = {column.key: column for column in shown}
+        for key in (*(key for key in WIDEN_ORDER if key in widths), *numbers):
+            more = min(spare, self._natural_width(by_key[key]) - widths[key])
+            widths[key] += more
+            spare -= more
+        return widths
+
+    def _table(self, widths: Mapping[str, int]) -> Table:
+        table = Table(
+            box=None,
+            header_style="bold",
+            pad_edge=False,
+            padding=(0, GAP, 0, 0),
+            collapse_padding=True,
+        )
+        shown = [column for column in self._columns if column.key in widths]
         for column in shown:
-            stance = column.key == "stance"
             table.add_column(
-                column.title,
+                Text("\n".join(_wrap_words(column.title, widths[column.key]))),
                 justify="right" if column.right else "left",
-                no_wrap=not stance,
-                width=stance_width if stance else None,
-                overflow="fold",
+                vertical="top",
+                no_wrap=True,
+                width=widths[column.key],
             )
         for row in self._rows:
-            table.add_row(*(_styled(row, column) for column in shown))
+            table.add_row(*(_styled(row, column, widths[column.key]) for column in shown))
         return table
 
 
 def decision_table(decisions: Sequence[Decision]) -> RenderableType:
-    """The table of decisions, one line each, in the order given.
+    """The table of decisions, one row each, in the order given.
 
-    On a terminal it fits the width: the stance wraps, then tokens/s, goodput, memory, role and `vs` are left out, and
-    a last line names what was left out. Elsewhere every column is printed, aligned, however long the lines are.
+    On a terminal it fits the width: names and the stance wrap, then columns are left out in the order of
+    `Column.drop_rank`, and a last line names them. Elsewhere, and where a terminal is too narrow for the columns that
+    are always kept, every column is printed, aligned, however long the lines are; print it with `soft_wrap=True`
+    there, as `cli.output.console` does, so that rich does not crop them.
     """
     return DecisionTable(decisions)
 
 
-def _styled(row: Row, column: Column) -> Text:
+def _styled(row: Row, column: Column, width: int) -> Text:
+    cell = row.cell(column)
+    if column.key == "stance":
+        cell = "\n".join(_wrap_words(cell, width))
+    elif column.key in LEAST_WIDTHS:
+        cell = "\n".join(_wrap_pieces(_pieces(cell, column.key), width))
     if column.key == "verdict":
-        return Text(row.verdict, style=_STYLES[row.tone])
-    if column.key == "observed" and "✗" in row.observed:
-        return Text(row.observed, style="bold red")
-    return Text(row.cell(column), style="bold" if column.key in ("feature", "step_time") else "")
+        return Text(cell, style=_STYLES[row.tone])
+    if column.key == "observed" and OBSERVED_WRONG in row.observed:
+        return Text(cell, style="bold red")
+    return Text(cell, style="bold" if column.key in ("feature", "step_time") else "")
+
+
+def _pieces(cell: str, key: str) -> list[str]:
+    """Where a cell may break: words of the stance, parts of a name; `✓` stays with the last part."""
+    if key == "stance":
+        return cell.split()
+    glued = re.sub(r" (?=[✓✗])", _GLUE, cell)
+    return [piece.replace(_GLUE, " ") for piece in re.findall(r"[^_./ ]*[_./ ]|[^_./ ]+", glued)]
+
+
+def _wrap_pieces(pieces: Sequence[str], width: int) -> list[str]:
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and cell_len(lines[-1]) + cell_len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def _wrap_words(text: str, width: int) -> list[str]:
+    glued = text.replace(" %", f"{_GLUE}%")
+    wrapped = textwrap.wrap(glued, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace(_GLUE, " ") for line in wrapped] or [""]
 
 
 def _aligned(shown: Sequence[Column], widths: Sequence[int], cells: Sequence[str]) -> str:
