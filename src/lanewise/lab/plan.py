@@ -186,7 +186,7 @@ def allocate(
     return tuple(
         _planned(candidate, wanted, quads, prices)
         if candidate in kept
-        else _skipped(candidate, wanted, prices)
+        else _skipped(candidate, blocks or protocol.VERDICT_BLOCKS, prices)
         for candidate in candidates
     )
 
