@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.receipts.factory import make_body, sha
+
 from lanewise.lab.prepare import CampaignOptions
 from lanewise.lab.session import Lab
 from lanewise.lane.digest import digest, lane_identity
@@ -12,7 +14,6 @@ from lanewise.lane.load import load_lane
 from lanewise.receipts.schema import StepSeries
 from lanewise.receipts.store import Store
 from lanewise.train.request import RunRequest
-from tests.receipts.factory import make_body, sha
 
 MACHINE = "cpu-x86_64-2c"
 BASE_SECONDS = 0.1
@@ -168,9 +169,7 @@ class FakeEndpoint:
         )
 
 
-def receipt_changes(
-    request: RunRequest, script: Script, losses: list[float]
-) -> dict[str, Any]:
+def receipt_changes(request: RunRequest, script: Script, losses: list[float]) -> dict[str, Any]:
     resolved = request.resolved
     assert request.experiment is not None
     backends = []

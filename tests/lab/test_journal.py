@@ -2,10 +2,10 @@ import errno
 import os
 
 import pytest
+from tests.receipts.factory import sha
 
 from lanewise.errors import CampaignError, StoreError
 from lanewise.lab.journal import BlockDone, BlockLost, Journal
-from tests.receipts.factory import sha
 
 DONE = BlockDone(
     feature="fused_moe",
@@ -22,7 +22,9 @@ DONE = BlockDone(
     receipts={"A": (sha("a"),), "B": (sha("b"),)},
     wall_seconds=5.0,
 )
-LOST = BlockLost(feature="fused_moe", block=2, attempt=1, reason="killed\nby hand", wall_seconds=1.0)
+LOST = BlockLost(
+    feature="fused_moe", block=2, attempt=1, reason="killed\nby hand", wall_seconds=1.0
+)
 
 
 @pytest.fixture

@@ -25,9 +25,7 @@ def candidate(feature: str, step: float = 0.1, setup: float = 0.5) -> Candidate:
 
 
 def allot(candidates, seconds, *, design="lockstep", blocks=None):
-    return allocate(
-        candidates, seconds, finish_seconds=1.0, design=design, blocks=blocks
-    )
+    return allocate(candidates, seconds, finish_seconds=1.0, design=design, blocks=blocks)
 
 
 @pytest.mark.parametrize(

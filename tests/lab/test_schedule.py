@@ -8,7 +8,9 @@ from lanewise.lab.schedule import block_order, block_seed, first_arm, quad_order
 SEEDS = st.integers(0, 2**31 - 1)
 
 
-@given(seed=SEEDS, blocks=st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 6), max_size=5))
+@given(
+    seed=SEEDS, blocks=st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 6), max_size=5)
+)
 def test_every_block_runs_once_and_rounds_do_not_mix(seed, blocks):
     order = block_order(seed, blocks)
     assert Counter(feature for feature, _ in order) == Counter(blocks)

@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+from tests.lab.fake import BASE_SECONDS, MACHINE, Script, World, options, place, state
 
 from lanewise.errors import CampaignError, ChildError, NotBuiltError, UsageError
 from lanewise.lab.analyse import analyse_campaign
@@ -11,7 +12,6 @@ from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.events import BlockDiscarded, BlockFinished, PlanReady
 from lanewise.lab.journal import BlockDone
 from lanewise.receipts.decision import Verdict
-from tests.lab.fake import BASE_SECONDS, MACHINE, Script, World, options, place, state
 
 
 def with_effect(feature: str, ratio: float, *, noise_sd: float = 0.0, seed: int = 0):
@@ -216,9 +216,7 @@ def test_two_processes_cannot_drive_one_campaign_but_two_campaigns_share_a_store
 
 def test_a_wrong_backend_is_invalid_not_slow(world):
     world.script.observed = lambda request, op, asked: (
-        "padded.torch"
-        if (op, place(request)) == ("moe_experts", "fused_moe/3/B")
-        else asked
+        "padded.torch" if (op, place(request)) == ("moe_experts", "fused_moe/3/B") else asked
     )
     (decision,) = world.lab().start(options(blocks=3)).decisions
     assert decision.verdict is Verdict.INVALID
@@ -327,7 +325,9 @@ def test_sequential_blocks_run_one_process_at_a_time_where_two_do_not_fit(world)
     assert result.campaign.block_design == "sequential"
     assert "two copies need 0.6 GiB" in result.campaign.notes[0]
     assert decision.estimate.ratio == pytest.approx(0.8)
-    visits = [where for where, step in world.turns if where.startswith("fused_moe/1/") and step == 0]
+    visits = [
+        where for where, step in world.turns if where.startswith("fused_moe/1/") and step == 0
+    ]
     assert "".join(where[-1] for where in visits) in ("ABBA", "BAAB")
     assert all(len(ids) == 2 for block in decision.blocks for ids in block.receipts.values())
 
