@@ -52,7 +52,7 @@ def test_a_line_cut_by_kill_minus_9_is_dropped_and_overwritten(journal, lost_byt
 def test_a_whole_line_that_is_no_entry_is_damage(journal):
     journal.append(DONE)
     journal.path.write_bytes(b'{"event": "block"}\n' + journal.path.read_bytes())
-    with pytest.raises(CampaignError, match="journal.jsonl:1: not a journal entry"):
+    with pytest.raises(CampaignError, match=r"journal\.jsonl:1: not a journal entry"):
         journal.read()
 
 
@@ -61,5 +61,5 @@ def test_a_full_disk_is_one_clear_error(journal, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match="No space left on device.*--resume"):
+    with pytest.raises(StoreError, match=r"No space left on device.*--resume"):
         journal.append(DONE)
