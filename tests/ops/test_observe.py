@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from lanewise.ops.observe import Launch, LaunchCounters
@@ -44,10 +45,8 @@ def test_a_launch_that_raises_is_not_counted() -> None:
         raise ArithmeticError
 
     run = Launch(choice, broken, counters)
-    try:
+    with pytest.raises(ArithmeticError):
         run()
-    except ArithmeticError:
-        pass
     assert counters.observation("twice").proof == "none"
 
 
