@@ -23,7 +23,7 @@ from lanewise import __version__
 from lanewise.lane.digest import digest
 from lanewise.receipts.schema import Environment, Machine
 
-READ_VARIABLES: tuple[str, ...] = ("LANEWISE_STORE", "LANEWISE_DEBUG")
+READ_VARIABLES: tuple[str, ...] = ("LANEWISE_STORE", "LANEWISE_DEBUG", "CXX")
 """Variables that change what lanewise does. They change no computation and stay out of the environment digest."""
 
 RECORDED_VARIABLES: tuple[str, ...] = (
