@@ -112,6 +112,16 @@ def test_parquet_with_another_column_or_type_is_refused(tmp_path: Path):
         read(path, "id")
 
 
+def test_a_damaged_parquet_page_is_named(tmp_path: Path):
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table({"text": ["some text " * 50] * 100}), path, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[60:120] = b"\xff" * 60
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"d\.parquet: damaged Parquet file"):
+        read(path)
+
+
 def test_a_missing_path_says_what_to_give(tmp_path: Path):
     with pytest.raises(DataError, match=r"no data at '.*nowhere'; give a text"):
         read(tmp_path / "nowhere")

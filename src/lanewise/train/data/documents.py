@@ -167,7 +167,7 @@ def _text_of(entry: dict[str, Any], text_field: str, where: str) -> bytes:
     if text_field not in entry:
         raise DataError(
             f"{where}: no field {text_field!r}; it has {', '.join(sorted(entry)) or 'none'}; "
-            "name the text field with --set data.text_field="
+            "set data.text_field (`lanewise data`: --text-field) to the one that holds text"
         )
     text = entry[text_field]
     if not isinstance(text, str):
@@ -197,11 +197,14 @@ def _parquet(content: bytes, name: str, text_field: str) -> Iterator[bytes]:
     if text_field not in columns:
         raise DataError(
             f"{name}: no column {text_field!r}; it has {', '.join(columns)}; "
-            "name the text column with --set data.text_field="
+            "set data.text_field (`lanewise data`: --text-field) to the one that holds text"
         )
     kind = table.schema_arrow.field(text_field).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{name}: column {text_field!r} is {kind}, not a string column")
-    for batch in table.iter_batches(columns=[text_field]):
-        for text in batch.column(0).to_pylist():
-            yield (text or "").encode("utf-8")
+    try:
+        for batch in table.iter_batches(columns=[text_field]):
+            for text in batch.column(0).to_pylist():
+                yield (text or "").encode("utf-8")
+    except OSError as error:  # what Arrow raises for a page that cannot be decoded
+        raise DataError(f"{name}: damaged Parquet file ({error}); copy it again") from None
