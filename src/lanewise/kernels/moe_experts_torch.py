@@ -1,0 +1,204 @@
+"""`moe_experts` on torch's own GEMMs: `sorted.torch` (fast path) and `padded.torch` (the article's standard path).
+
+Shapes: S tokens, d hidden, E experts, k choices, F expert hidden size, R = S·k rows (one a choice), F' = F or 2F.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# --- sorted.torch ---------------------------------------------------------------------------------------------------
+# Rows are sorted by expert, so each expert is one GEMM over its own rows: nothing is padded. Both weighted sums over
+# the choices of a token (y forward, dx backward) are gathers with a sum, `embedding_bag`, not scatters: each token's
+# rows are known from the inverse permutation, the order of summation is fixed, and no thread adds into another's row.
+
+
+def sorted_by_expert(
+    x: Tensor, expert_ids: Tensor, gates: Tensor, w_in: Tensor, w_out: Tensor, activation: str
+) -> Tensor:
+    """Sort rows by expert, run one GEMM per expert on exactly its rows, gather back by gate.
+
+    One custom op with an explicit backward; reads the loads on the host, which a GPU pays with one synchronisation.
+    Arguments and result as `ops.moe_experts.moe_experts`.
+    """
+    return torch.ops.lanewise.moe_sorted(x, expert_ids, gates, w_in, w_out, activation)[0]
+
+
+@torch.library.custom_op("lanewise::moe_sorted", mutates_args=())
+def _moe_sorted(
+    x: Tensor, expert_ids: Tensor, gates: Tensor, w_in: Tensor, w_out: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    num_tokens, k = expert_ids.shape
+    flat_R = expert_ids.reshape(-1)
+    order_R = flat_R.argsort(stable=True)
+    place_R = torch.empty_like(order_R)  # where each choice went: the inverse of order
+    place_R[order_R] = torch.arange(num_tokens * k, device=x.device)
+    loads_E = torch.bincount(flat_R, minlength=w_in.shape[0])
+
+    x_RD = x.index_select(0, order_R // k)
+    loads = loads_E.tolist()
+    pre_RF = _grouped_mm(x_RD, w_in, loads)
+    y_RD = _grouped_mm(_activate(pre_RF, activation), w_out, loads)
+    y_SD = F.embedding_bag(
+        place_R.view(num_tokens, k), y_RD, mode="sum", per_sample_weights=gates.contiguous()
+    )
+    return y_SD, pre_RF, order_R, place_R, loads_E
+
+
+@_moe_sorted.register_fake
+def _(x, expert_ids, gates, w_in, w_out, activation):
+    rows = expert_ids.numel()
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(rows, w_in.shape[2]),
+        expert_ids.new_empty(rows),
+        expert_ids.new_empty(rows),
+        expert_ids.new_empty(w_in.shape[0]),
+    )
+
+
+@torch.library.custom_op("lanewise::moe_sorted_backward", mutates_args=())
+def _moe_sorted_backward(
+    dy_SD: Tensor,
+    x: Tensor,
+    gates: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    pre_RF: Tensor,
+    order_R: Tensor,
+    place_R: Tensor,
+    loads_E: Tensor,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    num_tokens, k = gates.shape
+    loads = loads_E.tolist()
+    token_R = order_R // k
+    gate_R1 = gates.reshape(-1).index_select(0, order_R).unsqueeze(1)
+    hidden_RF, derivative = _activate_with_derivative(pre_RF, activation)
+
+    # The gate is a factor of the row, so it may sit on either side of W_out: d(gate) = <dy W_outᵀ, hidden> needs no
+    # stored expert output, and gate · hidden serves both dW_out and nothing else.
+    dy_RD = dy_SD.index_select(0, token_R)
+    dhidden_RF = _grouped_mm(dy_RD, w_out.transpose(1, 2), loads)
+    dgates_R = torch.linalg.vecdot(dhidden_RF, hidden_RF)
+    dw_out = _grouped_outer(hidden_RF.mul_(gate_R1), dy_RD, loads)
+
+    dpre_RF = derivative(dhidden_RF.mul_(gate_R1))
+    dw_in = _grouped_outer(x.index_select(0, token_R), dpre_RF, loads)
+    dx_RD = _grouped_mm(dpre_RF, w_in.transpose(1, 2), loads)
+    dx_SD = F.embedding_bag(place_R.view(num_tokens, k), dx_RD, mode="sum")
+    dgates = dgates_R.index_select(0, place_R).view(num_tokens, k)
+    return dx_SD, dgates, dw_in, dw_out
+
+
+@_moe_sorted_backward.register_fake
+def _(dy_SD, x, gates, w_in, w_out, pre_RF, order_R, place_R, loads_E, activation):
+    return (
+        x.new_empty(x.shape),
+        gates.new_empty(gates.shape),
+        w_in.new_empty(w_in.shape),
+        w_out.new_empty(w_out.shape),
+    )
+
+
+def _save_for_backward(ctx, inputs, output):
+    x, _, gates, w_in, w_out, activation = inputs
+    _, pre_RF, order_R, place_R, loads_E = output
+    ctx.save_for_backward(x, gates, w_in, w_out, pre_RF, order_R, place_R, loads_E)
+    ctx.mark_non_differentiable(order_R, place_R, loads_E)
+    ctx.set_materialize_grads(False)
+    ctx.activation = activation
+
+
+def _backward(ctx, dy_SD, *_):
+    # contiguous: the gradient of a plain sum is expanded, with strides of 0
+    dx, dgates, dw_in, dw_out = torch.ops.lanewise.moe_sorted_backward(
+        dy_SD.contiguous(), *ctx.saved_tensors, ctx.activation
+    )
+    return dx, None, dgates, dw_in, dw_out, None
+
+
+_moe_sorted.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _grouped_mm(rows_RI: Tensor, weight_EIO: Tensor, loads: list[int]) -> Tensor:
+    """Each expert's rows by its own matrix → [R, O]. A loop of mm: F.grouped_mm is no faster on a CPU and pickier."""
+    out_RO = rows_RI.new_empty(rows_RI.shape[0], weight_EIO.shape[2])
+    for rows, weight, out in zip(
+        rows_RI.split(loads), weight_EIO.unbind(0), out_RO.split(loads), strict=True
+    ):
+        torch.mm(rows, weight, out=out)
+    return out_RO
+
+
+def _grouped_outer(left_RI: Tensor, right_RO: Tensor, loads: list[int]) -> Tensor:
+    """Each expert's leftᵀ · right over its rows → [E, I, O]; zero for an expert without rows."""
+    out_EIO = left_RI.new_empty(len(loads), left_RI.shape[1], right_RO.shape[1])
+    for left, right, out in zip(
+        left_RI.split(loads), right_RO.split(loads), out_EIO.unbind(0), strict=True
+    ):
+        torch.mm(left.t(), right, out=out)
+    return out_EIO
+
+
+def _activate_with_derivative(pre, activation):
+    """The activation's value, and a function from the value's gradient (which it may overwrite) to the gradient of `pre`."""
+    if activation == "gelu":
+        return F.gelu(pre), lambda grad: torch.ops.aten.gelu_backward(grad, pre)
+    if activation == "relu2":
+        positive = F.relu(pre)
+        return positive.square(), lambda grad: grad.mul_(positive).mul_(2)
+    gate, up = pre.chunk(2, dim=-1)
+    silu = F.silu(gate)
+
+    def swiglu_derivative(grad: Tensor) -> Tensor:
+        out = torch.empty_like(pre)
+        dgate, dup = out.chunk(2, dim=-1)
+        torch.mul(grad, silu, out=dup)
+        dgate.copy_(torch.ops.aten.silu_backward(grad.mul_(up), gate))
+        return out
+
+    return silu * up, swiglu_derivative
+
+
+# --- padded.torch ---------------------------------------------------------------------------------------------------
+
+
+def padded(
+    x: Tensor, expert_ids: Tensor, gates: Tensor, w_in: Tensor, w_out: Tensor, activation: str
+) -> Tensor:
+    """The standard path: permute, pad every expert to the largest load, batched GEMM, unpad, unpermute, weighted sum.
+
+    Nothing is dropped: the capacity is the largest load. Arguments and result as `ops.moe_experts.moe_experts`.
+    """
+    k, (num_experts, width, _) = expert_ids.shape[1], w_in.shape
+    flat_R = expert_ids.reshape(-1)
+    order_R = flat_R.argsort(stable=True)
+    loads_E = torch.bincount(flat_R, minlength=num_experts)
+    capacity = int(loads_E.max())
+    expert_R = flat_R[order_R]
+    rank_R = torch.arange(flat_R.numel(), device=x.device) - (loads_E.cumsum(0) - loads_E)[expert_R]
+    slot_R = expert_R * capacity + rank_R
+    token_R = order_R // k
+
+    padded_ECD = x.new_zeros(num_experts * capacity, width).index_copy(
+        0, slot_R, x.index_select(0, token_R)
+    )
+    hidden_ECF = _activate(
+        torch.bmm(padded_ECD.view(num_experts, capacity, width), w_in), activation
+    )
+    y_ECD = torch.bmm(hidden_ECF, w_out)
+    y_RD = y_ECD.flatten(0, 1).index_select(0, slot_R)
+    gate_R1 = gates.reshape(-1).index_select(0, order_R).unsqueeze(1)
+    return torch.zeros_like(x).index_add(0, token_R, y_RD * gate_R1)
+
+
+def _activate(pre, activation):
+    if activation == "gelu":
+        return F.gelu(pre)
+    if activation == "relu2":
+        return F.relu(pre).square()
+    gate, up = pre.chunk(2, dim=-1)
+    return F.silu(gate) * up

@@ -1,0 +1,90 @@
+"""Named shapes of every op, one place for tests, benchmarks and tuning.
+
+`tiny`, `odd` (63 tokens) and `single` (one token) are small enough for any test; `nam56r-tiny` and `nam56r` are what
+those presets ask for per micro-batch; `anchor_*` are the shapes at which public kernels were measured on one H100.
+Dims carry the names of each op's legend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+TEST_SHAPES: tuple[str, ...] = ("tiny", "odd", "single")
+"""Names that every op has and every backend is tested on."""
+
+Dims = Mapping[str, int]
+
+SHAPES: Mapping[str, Mapping[str, Dims]] = MappingProxyType(
+    {
+        "add_norm": {
+            "tiny": {"S": 32, "d": 24},
+            "odd": {"S": 63, "d": 17},
+            "single": {"S": 1, "d": 8},
+            "nam56r-tiny": {"S": 1_024, "d": 128},
+            "nam56r": {"S": 16_384, "d": 3_584},
+            "anchor_16k": {"S": 16_384, "d": 3_584},
+        },
+        "mla_ingress": {
+            "tiny": {"B": 2, "T": 8, "H": 3, "D_n": 6, "D_r": 4, "D_v": 5},
+            "odd": {"B": 1, "T": 63, "H": 2, "D_n": 5, "D_r": 6, "D_v": 7},
+            "single": {"B": 2, "T": 1, "H": 2, "D_n": 4, "D_r": 2, "D_v": 4},
+            "nam56r-tiny": {"B": 16, "T": 64, "H": 4, "D_n": 16, "D_r": 16, "D_v": 32},
+            "nam56r": {"B": 4, "T": 4_096, "H": 28, "D_n": 64, "D_r": 64, "D_v": 64},
+            "anchor_56_heads": {"B": 4, "T": 4_096, "H": 56, "D_n": 64, "D_r": 64, "D_v": 64},
+        },
+        "attention_core": {
+            "tiny": {"B": 2, "T": 8, "H": 3, "D_qk": 10, "D_v": 5},
+            "odd": {"B": 1, "T": 63, "H": 2, "D_qk": 11, "D_v": 7},
+            "single": {"B": 2, "T": 1, "H": 2, "D_qk": 6, "D_v": 4},
+            "wide_v": {"B": 1, "T": 9, "H": 2, "D_qk": 4, "D_v": 6},
+            "equal": {"B": 2, "T": 16, "H": 2, "D_qk": 8, "D_v": 8},
+            "blocks": {"B": 1, "T": 97, "H": 2, "D_qk": 6, "D_v": 4},
+            "nam56r-tiny": {"B": 16, "T": 64, "H": 4, "D_qk": 32, "D_v": 32},
+            "nam56r": {"B": 4, "T": 4_096, "H": 28, "D_qk": 128, "D_v": 64},
+            "anchor_56_heads": {"B": 4, "T": 4_096, "H": 56, "D_qk": 128, "D_v": 64},
+        },
+        "moe_experts": {
+            "tiny": {"S": 32, "d": 12, "E": 4, "k": 2, "F": 10},
+            "odd": {"S": 63, "d": 9, "E": 5, "k": 3, "F": 7},
+            "single": {"S": 1, "d": 8, "E": 4, "k": 2, "F": 6},
+            "nam56r-tiny": {"S": 1_024, "d": 128, "E": 8, "k": 2, "F": 128},
+            "nam56r": {"S": 16_384, "d": 3_584, "E": 16, "k": 4, "F": 896},
+            "anchor_swiglu": {"S": 16_384, "d": 3_584, "E": 16, "k": 4, "F": 896},
+        },
+        "ssm_scan": {
+            "tiny": {"B": 2, "T": 16, "H": 4, "P": 6, "G": 2, "N": 8, "n": 2},
+            "odd": {"B": 1, "T": 63, "H": 2, "P": 5, "G": 1, "N": 6, "n": 1},
+            "single": {"B": 2, "T": 1, "H": 2, "P": 4, "G": 1, "N": 4, "n": 1},
+            "nam56r-tiny": {"B": 16, "T": 64, "H": 4, "P": 64, "G": 1, "N": 32, "n": 8},
+            "nam56r": {"B": 4, "T": 4_096, "H": 112, "P": 64, "G": 8, "N": 128, "n": 32},
+            "anchor_siso": {"B": 4, "T": 4_096, "H": 56, "P": 64, "G": 8, "N": 64, "n": 16},
+        },
+        "m2rnn_scan": {
+            "tiny": {"B": 2, "T": 8, "H": 3, "K": 6, "V": 4},
+            "odd": {"B": 1, "T": 63, "H": 2, "K": 5, "V": 3},
+            "single": {"B": 2, "T": 1, "H": 2, "K": 4, "V": 2},
+            "nam56r-tiny": {"B": 16, "T": 64, "H": 4, "K": 16, "V": 16},
+            "nam56r": {"B": 4, "T": 4_096, "H": 44, "K": 64, "V": 16},
+            "anchor_44_heads": {"B": 4, "T": 4_096, "H": 44, "K": 64, "V": 16},
+        },
+        "linear_cross_entropy": {
+            "tiny": {"S": 32, "d": 12, "W": 40},
+            "odd": {"S": 63, "d": 9, "W": 37},
+            "single": {"S": 1, "d": 8, "W": 5},
+            "chunks": {"S": 300, "d": 9, "W": 37},
+            "nam56r-tiny": {"S": 1_024, "d": 128, "W": 320},
+            "nam56r": {"S": 16_384, "d": 3_584, "W": 65_536},
+            "anchor_65536": {"S": 16_384, "d": 3_584, "W": 65_536},
+        },
+        "optimizer_step": {
+            "tiny": {"num_tensors": 3, "numel": 60},
+            "odd": {"num_tensors": 2, "numel": 63},
+            "single": {"num_tensors": 1, "numel": 1},
+            "nam56r-tiny": {"num_tensors": 120, "numel": 1_900_000},
+            "nam56r": {"num_tensors": 500, "numel": 4_730_000_000},
+            "anchor_103m": {"num_tensors": 16, "numel": 103_000_000},
+        },
+    }
+)
+"""Op → shape name → dims."""
