@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from lanewise.errors import LaneError, Problem
 from lanewise.lane.features import BY_KEY, Feature, Role
-from lanewise.lane.ledger import Ledger, LedgerEntry
+from lanewise.lane.ledger import Effect, Ledger, LedgerEntry, Scope
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import Lane, ObservabilitySpec, Spec
 from lanewise.lane.sources import Document, KeyPath, dotted, parse_toml, parse_yaml, read_text
@@ -24,6 +25,7 @@ from lanewise.lane.suggest import did_you_mean
 
 TABLES = ("speed_defaults", "experimental_taxes", "observability")
 _TAX_RECORD_KEYS = ("state", "budget_ratio", "last", "evidence", "effect")
+_ENTRY_TABLES: Mapping[str, type[Spec]] = MappingProxyType({"scope": Scope, "effect": Effect})
 
 
 class Config(Spec):
@@ -216,10 +218,8 @@ class _Reader:
 
     def _entry_fault(self, kind: str, message: str, path: KeyPath) -> None:
         if kind == "extra_forbidden":
-            fields = (
-                LedgerEntry.model_fields["scope"].annotation if "scope" in path else LedgerEntry
-            )
-            known = [key for key in getattr(fields, "model_fields", {}) if key != "feature"]
+            table: type[Spec] = _ENTRY_TABLES.get(str(path[-2]), LedgerEntry)
+            known = [key for key in table.model_fields if key != "feature"]
             self._fault(path, f"unknown key. {did_you_mean(str(path[-1]), known)}")
         elif kind == "missing":
             self._fault(path, "is missing; a ledger entry has state, scope and evidence")

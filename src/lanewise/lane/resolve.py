@@ -6,7 +6,8 @@ An ablation's overrides stand above all of them, because the arm is the experime
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -15,7 +16,7 @@ from lanewise.lane import machine
 from lanewise.lane.config import Config, apply_config
 from lanewise.lane.digest import config_digest, lane_digest, model_digest
 from lanewise.lane.features import BY_KEY, FEATURES, Feature, Preference
-from lanewise.lane.ledger import Ledger
+from lanewise.lane.ledger import Ledger, LedgerSource
 from lanewise.lane.names import canonical_name
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.resolved import FeatureDecision, FeatureSource, ResolvedLane
@@ -65,8 +66,8 @@ def resolve(
     _check_names(overrides, where="ablation")
     _check_ops(lane.ops)
     digest = lane_digest(lane)
-    ledger_states = _Ledger(
-        ledger=ledger or Ledger(),
+    ask_ledger = partial(
+        (ledger or Ledger()).state_of,
         lane_digest=digest,
         model_digest=model_digest(lane),
         machine_class=machine_class,
@@ -74,7 +75,7 @@ def resolve(
     letters = frozenset(layer_letters(lane.model))
     _check_applicable(lane, overrides, letters)
     decisions = tuple(
-        _decide(feature, lane.features, overrides, ledger_states)
+        _decide(feature, lane.features, overrides, ask_ledger)
         for feature in FEATURES
         if feature.applies_to(letters)
     )
@@ -119,28 +120,11 @@ def state_fault(feature: Feature, state: str) -> str | None:
     return f"= '{state}' is no state of this feature. {did_you_mean(state, feature.states)}"
 
 
-class _Ledger:
-    """A ledger together with the lane and machine it is asked about."""
-
-    def __init__(
-        self, *, ledger: Ledger, lane_digest: str, model_digest: str, machine_class: str
-    ) -> None:
-        self._ledger = ledger
-        self._identity = {
-            "lane_digest": lane_digest,
-            "model_digest": model_digest,
-            "machine_class": machine_class,
-        }
-
-    def state_of(self, feature: Feature) -> tuple[str, FeatureSource] | None:
-        return self._ledger.state_of(feature.key, **self._identity)
-
-
 def _decide(
     feature: Feature,
     explicit: Mapping[str, str],
     overrides: Mapping[str, str],
-    ledger: _Ledger,
+    ask_ledger: Callable[[str], tuple[str, LedgerSource] | None],
 ) -> FeatureDecision:
     state: str
     source: FeatureSource
@@ -148,7 +132,7 @@ def _decide(
         state, source = overrides[feature.key], "ablation"
     elif feature.key in explicit:
         state, source = explicit[feature.key], "explicit"
-    elif (found := ledger.state_of(feature)) is not None:
+    elif (found := ask_ledger(feature.key)) is not None:
         state, source = found
     else:
         state, source = feature.default_state, "stance"
@@ -187,9 +171,7 @@ def _switches(
 
 
 def _check_machine(lane: Lane, machine_class: str, device_type: machine.DeviceType) -> None:
-    reason = machine.fault(machine_class)
-    if reason is not None:
-        raise UsageError(f"machine '{machine_class}' {reason}")
+    machine.require_machine_class(machine_class)
     if machine.device_type_of(machine_class) != device_type:
         raise UsageError(
             f"machine {machine_class} has no device '{device_type}'; "
