@@ -115,6 +115,7 @@ def test_the_page_says_what_a_person_asks(example: Example) -> None:
         "fused_moe block 2: arm B was killed (signal 9); it ran again",
         "Interactions: fused_residual × regional_compile cancel.",
         "experts (E)",
+        "batch.sequence_length 64",
         "OVER_BUDGET",
     ):
         assert part in text, part
@@ -150,6 +151,7 @@ def test_an_incomplete_campaign_says_so_big(tmp_path: Path) -> None:
     assert "this report is not final" in text
     assert "lanewise ablate nam56r-tiny --resume 2026-11-23-nam56r-tiny-7" in text
     assert "is incomplete and decides nothing yet" in text
+    assert "proven" not in text
 
 
 def test_markup_in_names_is_text(example: Example) -> None:

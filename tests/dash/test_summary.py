@@ -156,6 +156,7 @@ def test_closing_lines_of_an_incomplete_campaign_say_how_to_finish_it() -> None:
         "INCOMPLETE: fused_moe: no decision, 0 of 3 blocks. "
         "Finish with `lanewise ablate nam56r-tiny --resume 2026-11-23-nam56r-tiny-7`."
     )
+    assert not any("proven" in line for line in lines), "nothing is proven yet"
 
 
 def test_receipts_cited_twice_count_once() -> None:
