@@ -10,33 +10,31 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lanewise.errors import StoreError
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 
 
-@dataclass(frozen=True, slots=True)
-class FileStamp:
-    """A file in a listing.
+class FileStamp(NamedTuple):
+    """A file in a listing; a tuple, because listings of ten thousand are compared as sets.
 
     Attributes:
-        location: where it is.
+        name: path relative to the root that was listed, with `/` between its parts.
         size_bytes: its length.
         stamp: changes when the file does: modification time in ns, or what the remote store offers.
     """
 
-    location: str
+    name: str
     size_bytes: int
     stamp: str
 
     @property
-    def name(self) -> str:
-        """The last part of the location."""
-        return self.location.rsplit("/", 1)[-1]
+    def stem(self) -> str:
+        """The last part of the name without `.json`."""
+        return self.name.rsplit("/", 1)[-1].removesuffix(".json")
 
 
 def is_remote(location: str) -> bool:
@@ -99,14 +97,19 @@ def exists(location: str) -> bool:
         return Path(location).is_file()
 
 
-def list_json(folder: str) -> list[FileStamp]:
-    """Every `*.json` below a folder, sorted by location; a missing folder is empty.
+def list_json(root: str, folder: str, *, but_not: str | None = None) -> list[FileStamp]:
+    """Every `*.json` below a folder of a root, in no order; a missing folder is empty.
 
     Names with a leading dot are temporary files of writers and left out.
+
+    Args:
+        root: what the names are relative to.
+        folder: path below the root.
+        but_not: leave out names with this ending, such as `.steps.json`, before looking at them.
     """
-    with _explained("list", folder):
-        found = _list_remote(folder) if is_remote(folder) else _list_local(folder)
-        return sorted(found, key=lambda file: file.location)
+    with _explained("list", f"{root}/{folder}"):
+        list_found = _list_remote if is_remote(root) else _list_local
+        return list(list_found(root, folder, but_not or "/"))
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -132,42 +135,40 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _list_local(folder: str) -> Iterator[FileStamp]:
+def _list_local(root: str, folder: str, but_not: str) -> Iterator[FileStamp]:
     folders = [folder]
     while folders:
+        inside = folders.pop()
         try:
-            entries = os.scandir(folders.pop())
+            entries = os.scandir(f"{root}/{inside}")
         except FileNotFoundError:
             continue
         with entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif entry.name.endswith(".json"):
-                    # A file may vanish between the listing and the stat.
-                    with contextlib.suppress(FileNotFoundError):
+                name = entry.name
+                if name.endswith(".json"):
+                    if name.endswith(but_not) or name.startswith("."):
+                        continue
+                    try:
                         status = entry.stat()
-                        yield FileStamp(entry.path, status.st_size, str(status.st_mtime_ns))
+                    except FileNotFoundError:  # it vanished after the listing
+                        continue
+                    yield FileStamp(f"{inside}/{name}", status.st_size, str(status.st_mtime_ns))
+                elif entry.is_dir(follow_symlinks=False) and not name.startswith("."):
+                    folders.append(f"{inside}/{name}")
 
 
-def _list_remote(folder: str) -> Iterator[FileStamp]:
-    filesystem = _filesystem(folder)
+def _list_remote(root: str, folder: str, but_not: str) -> Iterator[FileStamp]:
+    filesystem = _filesystem(root)
+    start = len(filesystem._strip_protocol(root)) + 1
     with contextlib.suppress(FileNotFoundError):
-        for path, details in filesystem.find(folder, detail=True).items():
-            location = filesystem.unstrip_protocol(path)
-            name = location.rsplit("/", 1)[-1]
-            if name.endswith(".json") and not name.startswith("."):
-                stamp = next(
-                    (
-                        str(details[key])
-                        for key in ("ETag", "etag", "mtime", "LastModified", "created")
-                        if details.get(key) is not None
-                    ),
-                    "",
-                )
-                yield FileStamp(location, int(details["size"]), stamp)
+        for path, details in filesystem.find(f"{root}/{folder}", detail=True).items():
+            last = path.rsplit("/", 1)[-1]
+            if not last.endswith(".json") or last.endswith(but_not) or last.startswith("."):
+                continue
+            keys = ("ETag", "etag", "mtime", "LastModified", "created")
+            stamp = next((str(details[key]) for key in keys if details.get(key) is not None), "")
+            yield FileStamp(path[start:], int(details["size"]), stamp)
 
 
 def _filesystem(location: str) -> Any:
@@ -192,8 +193,15 @@ def _explained(action: str, location: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno in _FULL_DISK:
-            advice = "the disk is full: free some space or give another --store, then repeat the command; nothing stored was touched"
-        else:
-            advice = f"{error.strerror or error}; check the permissions, or give another --store"
-        raise StoreError(f"cannot {action} {location}: {advice}") from error
+        raise StoreError(f"cannot {action} {location}: {_advice(error)}") from error
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in _FULL_DISK:
+        return (
+            "the disk is full: free some space or give another --store, then repeat the command; "
+            "nothing stored was touched"
+        )
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file stands where a folder is needed; move it away, or give another --store"
+    return f"{error.strerror or error}; check the permissions, or give another --store"

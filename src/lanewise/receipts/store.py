@@ -147,31 +147,30 @@ class Store:
         Args:
             problems: takes the errors of unreadable receipts; without a list the first one is raised.
         """
-        yield from _iterate(self.receipt_files(), parse_receipt, problems)
+        yield from self._iterate(self.receipt_files(), parse_receipt, problems)
 
     def iter_decisions(self, problems: list[LanewiseError] | None = None) -> Iterator[Decision]:
         """Every decision of the store; `problems` as in `iter_receipts`."""
-        yield from _iterate(self.decision_files(), _parse_decision, problems)
+        yield from self._iterate(self.decision_files(), _parse_decision, problems)
 
     def iter_campaigns(
         self, problems: list[LanewiseError] | None = None
     ) -> Iterator[CampaignRecord]:
         """Every campaign of the store; `problems` as in `iter_receipts`."""
-        yield from _iterate(self.campaign_files(), _parse_campaign, problems)
+        yield from self._iterate(self.campaign_files(), _parse_campaign, problems)
 
     def receipt_files(self) -> list[FileStamp]:
-        """The receipt files, sidecars left out."""
-        found = files.list_json(f"{self.root}/receipts")
-        return [file for file in found if not file.name.endswith(STEPS_SUFFIX)]
+        """The receipt files, named relative to the root; sidecars are left out."""
+        return files.list_json(self.root, "receipts", but_not=STEPS_SUFFIX)
 
     def decision_files(self) -> list[FileStamp]:
-        """The decision files."""
-        return files.list_json(f"{self.root}/decisions")
+        """The decision files, named relative to the root."""
+        return files.list_json(self.root, "decisions")
 
     def campaign_files(self) -> list[FileStamp]:
-        """The campaign records, working files of campaigns left out."""
-        found = files.list_json(f"{self.root}/campaigns")
-        return [file for file in found if file.name == "campaign.json"]
+        """The campaign records, named relative to the root; working files of campaigns are left out."""
+        found = files.list_json(self.root, "campaigns")
+        return [file for file in found if file.stem == "campaign"]
 
     def locate_receipt(self, reference: str) -> str:
         """Where the receipt is that an id, a unique beginning of one, or a path means.
@@ -181,9 +180,7 @@ class Store:
         """
         if reference.endswith(".json") or "/" in reference:
             return reference
-        locations = {
-            file.name.removesuffix(".json"): file.location for file in self.receipt_files()
-        }
+        locations = {file.stem: f"{self.root}/{file.name}" for file in self.receipt_files()}
         digits = reference.removeprefix("sha256:")
         if _ID_OR_PREFIX.fullmatch(reference):
             matches = sorted(name for name in locations if name.startswith(digits))
@@ -214,12 +211,29 @@ class Store:
         files.write_bytes(location, json_bytes(record))
         return location
 
+    def _iterate(
+        self,
+        found: list[FileStamp],
+        parse: Callable[[bytes, str], RecordT],
+        problems: list[LanewiseError] | None,
+    ) -> Iterator[RecordT]:
+        for file in sorted(found):
+            location = f"{self.root}/{file.name}"
+            try:
+                record = parse(_read(location), location)
+            except (ReceiptError, StoreError) as error:
+                if problems is None:
+                    raise
+                problems.append(error)
+            else:
+                yield record
+
     def _read_named(
         self, model: type[RecordT], kind: str, reference: str, found: list[FileStamp]
     ) -> RecordT:
         if reference.endswith(".json") or "/" in reference:
             return parse_record(model, _read(reference), reference)
-        names = {_record_name(file): file.location for file in found}
+        names = {_record_id(file): f"{self.root}/{file.name}" for file in found}
         location = names.get(reference)
         if location is None:
             near = difflib.get_close_matches(reference, names, n=3, cutoff=0.5)
@@ -303,22 +317,6 @@ def _parse_campaign(content: bytes, where: str) -> CampaignRecord:
     return parse_record(CampaignRecord, content, where)
 
 
-def _iterate(
-    found: list[FileStamp],
-    parse: Callable[[bytes, str], RecordT],
-    problems: list[LanewiseError] | None,
-) -> Iterator[RecordT]:
-    for file in found:
-        try:
-            record = parse(_read(file.location), file.location)
-        except (ReceiptError, StoreError) as error:
-            if problems is None:
-                raise
-            problems.append(error)
-        else:
-            yield record
-
-
 def _safe_name(what: str, name: str) -> str:
     if not _SAFE_NAME.fullmatch(name):
         raise ReceiptError(
@@ -327,9 +325,8 @@ def _safe_name(what: str, name: str) -> str:
     return name
 
 
-def _record_name(file: FileStamp) -> str:
-    parent, name = file.location.split("/")[-2:]
-    return parent if name == "campaign.json" else name.removesuffix(".json")
+def _record_id(file: FileStamp) -> str:
+    return file.name.split("/")[-2] if file.stem == "campaign" else file.stem
 
 
 def _near_ids(digits: str, known: Mapping[str, str]) -> str:
