@@ -209,13 +209,13 @@ def test_a_damaged_receipt_is_named_and_the_report_still_drawn(tmp_path: Path) -
     store = Store(tmp_path)
     campaign = build_campaign(store, cases=CASES[:1])
     victim = store.receipt_files()[0]
-    Path(victim.location).write_text("{", encoding="utf-8")
+    Path(f"{store.root}/{victim.name}").write_text("{", encoding="utf-8")
     evidence = gather(store, campaign.campaign_id)
     assert len(evidence.unreadable) == 1
     text = words(render_report(evidence, now=NOW))
     assert "Receipts that cannot be read" in text
     assert "unreadable" in text
-    assert f"sha256:{victim.name.removesuffix('.json')}" in text
+    assert f"sha256:{victim.stem}" in text
 
 
 def test_a_missing_decision_is_an_error(tmp_path: Path) -> None:
