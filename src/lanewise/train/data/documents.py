@@ -191,7 +191,7 @@ def _parquet(content: bytes, name: str, text_field: str) -> Iterator[bytes]:
         ) from None
     try:
         table = pq.ParquetFile(pa.BufferReader(content))
-    except pa.ArrowInvalid as error:
+    except (OSError, ValueError) as error:  # Arrow's own errors derive from these
         raise DataError(f"{name}: not a Parquet file ({error})") from None
     columns = table.schema_arrow.names
     if text_field not in columns:
@@ -206,5 +206,5 @@ def _parquet(content: bytes, name: str, text_field: str) -> Iterator[bytes]:
         for batch in table.iter_batches(columns=[text_field]):
             for text in batch.column(0).to_pylist():
                 yield (text or "").encode("utf-8")
-    except OSError as error:  # what Arrow raises for a page that cannot be decoded
+    except (OSError, ValueError) as error:
         raise DataError(f"{name}: damaged Parquet file ({error}); copy it again") from None
