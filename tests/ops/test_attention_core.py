@@ -82,6 +82,7 @@ def test_no_position_sees_the_future(backend: str) -> None:
         ({"T": 64, "D_qk": 48, "D_v": 32}, "blocked.torch"),
         ({"T": 4_096, "D_qk": 128, "D_v": 64}, "padded.torch"),
         ({"T": 4_096, "D_qk": 64, "D_v": 64}, "sdpa.torch"),
+        ({"T": 64, "D_qk": 32, "D_v": 32}, "sdpa.torch"),
     ],
 )
 def test_the_default_order_follows_the_shape(dims: dict[str, int], chosen: str) -> None:
