@@ -68,7 +68,7 @@ def load_lane(
 
 
 def list_lanes(*, folder: Path = LANES_FOLDER) -> tuple[LaneEntry, ...]:
-    """Presets from small to large name, then the files of `folder`."""
+    """Presets, smallest model first, then the files of `folder`."""
     presets = tuple(
         LaneEntry(name=name, origin="preset", summary=_summary(_preset_text(name)))
         for name in preset_names()

@@ -37,6 +37,17 @@ def fault(machine_class: str) -> str | None:
     return f"is a nickname, not a machine class: {RULE}"
 
 
+def require_machine_class(machine_class: str) -> None:
+    """Refuse a name that is no machine class.
+
+    Raises:
+        UsageError: with the rule and examples.
+    """
+    reason = fault(machine_class)
+    if reason is not None:
+        raise UsageError(f"machine '{machine_class}' {reason}")
+
+
 def device_type_of(machine_class: str) -> DeviceType:
     """`cpu` or `cuda`, read off a valid machine class."""
     return "cpu" if machine_class.startswith("cpu-") else "cuda"

@@ -11,11 +11,9 @@ def canonical_name(lane: Lane, *, machine_class: str, mode: str) -> str:
     """The name that says what ran where, e.g. `nam56r-AEMEAEMEAEMR-d12-cpu-x86_64-2c×1-single-fp32-train`.
 
     Raises:
-        ValueError: `machine_class` is a bare nickname.
+        UsageError: `machine_class` is a bare nickname.
     """
-    reason = machine.fault(machine_class)
-    if reason is not None:
-        raise ValueError(f"machine {machine_class!r} {reason}")
+    machine.require_machine_class(machine_class)
     parts = (
         lane.model.family,
         lane.model.pattern,

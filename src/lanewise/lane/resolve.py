@@ -171,9 +171,7 @@ def _switches(
 
 
 def _check_machine(lane: Lane, machine_class: str, device_type: machine.DeviceType) -> None:
-    reason = machine.fault(machine_class)
-    if reason is not None:
-        raise UsageError(f"machine '{machine_class}' {reason}")
+    machine.require_machine_class(machine_class)
     if machine.device_type_of(machine_class) != device_type:
         raise UsageError(
             f"machine {machine_class} has no device '{device_type}'; "

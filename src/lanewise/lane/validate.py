@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from lanewise.errors import Problem
 from lanewise.lane import rules
+from lanewise.lane.digest import MAX_SAFE_INTEGER
 from lanewise.lane.fields import is_optional_table, table_at, tables_with_key
 from lanewise.lane.schema import Lane
 from lanewise.lane.sources import KeyPath, dotted
@@ -53,7 +54,7 @@ def validate(draft: Draft) -> tuple[Lane | None, list[Problem]]:
     tables = _without_absent(draft.tables, ())
     problems = [
         Problem(where=draft.where(path), path=dotted(path), message=message)
-        for path, message in _numbers_not_finite(tables, ())
+        for path, message in _unusable_numbers(tables, ())
     ]
     lane, errors = _parse(tables)
     problems.extend(_problem(error, draft) for error in errors)
@@ -103,21 +104,24 @@ def _unknown_key(path: KeyPath) -> str:
     key = str(path[-1])
     table = table_at(path[:-1])
     known = () if table is None else tuple(table.model_fields)
-    if nearest(key, known) is None:
-        elsewhere = list(tables_with_key(key))
-        if elsewhere:
-            return (
-                f"unknown key here. It belongs in {' or '.join(f'[{name}]' for name in elsewhere)}."
-            )
+    elsewhere = [f"[{name}]" for name in tables_with_key(key)]
+    if elsewhere:
+        return f"unknown key here. It belongs in {' or '.join(elsewhere)}."
     return f"unknown key. {did_you_mean(key, known)}"
 
 
-def _numbers_not_finite(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def _unusable_numbers(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Numbers that TOML can write and canonical JSON, hence a digest, cannot hold."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _numbers_not_finite(item, (*path, key))
+            yield from _unusable_numbers(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unusable_numbers(item, (*path, index))
     elif isinstance(value, float) and not math.isfinite(value):
         yield path, f"= {value} is not a finite number"
+    elif isinstance(value, int) and abs(value) > MAX_SAFE_INTEGER:
+        yield path, f"= {value} is too large; use at most 2^53 − 1 = {MAX_SAFE_INTEGER}"
 
 
 def _without_absent(tables: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
