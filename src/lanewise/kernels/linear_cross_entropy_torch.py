@@ -57,7 +57,7 @@ def _loss_and_gradients(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     counted = targets != ignore_index
     # The share of each token in the mean: 1 / number that count, 0 where ignored.
-    share_S1 = (counted / counted.sum().clamp(min=1)).to(wide).unsqueeze(1)
+    share_S1 = (counted.to(wide) / counted.sum().clamp(min=1)).unsqueeze(1)
     safe_S1 = targets.masked_fill(~counted, 0).unsqueeze(1)
     loss = hidden.new_zeros((), dtype=wide)
     grad_hidden = torch.empty_like(hidden if needs_hidden else hidden.new_empty(0))

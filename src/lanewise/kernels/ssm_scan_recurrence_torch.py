@@ -49,7 +49,9 @@ def recurrence(
     right = torch.stack([k_before, k_BTHN], dim=-2)
 
     def steps(x: Tensor) -> tuple[Tensor, ...]:
-        return x.transpose(0, 1).flatten(1, 2).unbind(0)  # T tensors with batch and heads as one dim
+        return (
+            x.transpose(0, 1).flatten(1, 2).unbind(0)
+        )  # T tensors with batch and heads as one dim
 
     state_XPN = v_BTHP.new_zeros(v.shape[0] * v.shape[2], v.shape[3], q.shape[3])
     outputs = []

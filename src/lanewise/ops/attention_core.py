@@ -104,4 +104,5 @@ def attention_core(run: Launch, q: Tensor, k: Tensor, v: Tensor, scale: float) -
             f"attention_core: v is {list(v.shape)} and must be [B, H, T, D_v] with "
             f"[B, H, T] = {list(q.shape[:3])}"
         )
-    return run(q, k, v, scale)
+    out: Tensor = run(q, k, v, scale)
+    return out
