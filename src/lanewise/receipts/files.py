@@ -193,8 +193,15 @@ def _explained(action: str, location: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno in _FULL_DISK:
-            advice = "the disk is full: free some space or give another --store, then repeat the command; nothing stored was touched"
-        else:
-            advice = f"{error.strerror or error}; check the permissions, or give another --store"
-        raise StoreError(f"cannot {action} {location}: {advice}") from error
+        raise StoreError(f"cannot {action} {location}: {_advice(error)}") from error
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in _FULL_DISK:
+        return (
+            "the disk is full: free some space or give another --store, then repeat the command; "
+            "nothing stored was touched"
+        )
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file stands where a folder is needed; move it away, or give another --store"
+    return f"{error.strerror or error}; check the permissions, or give another --store"

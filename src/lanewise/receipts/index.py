@@ -40,17 +40,30 @@ Kind = Literal["receipt", "decision"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexRow:
-    """One file of the store.
+    """One readable file of the store.
 
     Attributes:
         location: where the file is.
-        fields: what was promoted from it; only `kind` when it is unreadable.
-        error: why it is unreadable, or None.
+        fields: what was promoted from it.
     """
 
     location: str
     fields: Promoted
-    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listing:
+    """The answer to a query.
+
+    Attributes:
+        rows: files that match, newest first.
+        num_matches: how many match, `limit` aside.
+        unreadable: why each unreadable file of that kind, filters aside, cannot be read; each names its file.
+    """
+
+    rows: tuple[IndexRow, ...]
+    num_matches: int
+    unreadable: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,8 +122,8 @@ class Index:
         feature: str | None = None,
         validity: str | None = None,
         limit: int | None = None,
-    ) -> list[IndexRow]:
-        """Refresh, then list files, newest first; unreadable files come last and only without filters.
+    ) -> Listing:
+        """Refresh, then list files, newest first.
 
         Args:
             kind: receipts or decisions.
@@ -120,7 +133,7 @@ class Index:
             validity: `valid` or `invalid`; for receipts.
             limit: at most this many; None for all.
         """
-        conditions: list[str] = ["kind = ?"]
+        conditions: list[str] = ["kind = ?", "error IS NULL"]
         values: list[str] = [kind]
         for column, value in (
             ("campaign_id", campaign),
@@ -136,20 +149,27 @@ class Index:
         elif lane is not None:
             conditions.append("lane_name = ?")
             values.append(lane)
-        statement = (
-            f"SELECT name, error, {', '.join(_COLUMNS)} FROM files WHERE {' AND '.join(conditions)} "
-            "ORDER BY error IS NOT NULL, created_at DESC, id LIMIT ?"
-        )
+        matching = f"FROM files WHERE {' AND '.join(conditions)}"
 
-        def select(database: sqlite3.Connection) -> list[IndexRow]:
+        def select(database: sqlite3.Connection) -> Listing:
             self._refresh(database)
-            rows = database.execute(statement, [*values, -1 if limit is None else limit])
-            return [
-                IndexRow(
-                    location=f"{self.store.root}/{row[0]}", error=row[1], fields=Promoted(*row[2:])
-                )
+            rows = database.execute(
+                f"SELECT name, {', '.join(_COLUMNS)} {matching} ORDER BY created_at DESC, id LIMIT ?",
+                [*values, -1 if limit is None else limit],
+            )
+            found = tuple(
+                IndexRow(location=f"{self.store.root}/{row[0]}", fields=Promoted(*row[1:]))
                 for row in rows
-            ]
+            )
+            (num_matches,) = database.execute(f"SELECT count(*) {matching}", values).fetchone()
+            errors = database.execute(
+                "SELECT error FROM files WHERE kind = ? AND error IS NOT NULL ORDER BY name", [kind]
+            )
+            return Listing(
+                rows=found,
+                num_matches=num_matches,
+                unreadable=tuple(error for (error,) in errors),
+            )
 
         return self._with_database(select)
 
@@ -201,7 +221,8 @@ class Index:
         try:
             return _on(self.path, work)
         except sqlite3.DatabaseError as error:
-            damaged = error.sqlite_errorcode & 0xFF in _DAMAGE
+            # Extended result codes carry the primary one in their low byte; errors of the module itself have none.
+            damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
         if damaged and _discard_if_damaged(self.path):
             with contextlib.suppress(sqlite3.DatabaseError):
                 return _on(self.path, work)
