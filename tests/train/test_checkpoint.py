@@ -54,9 +54,7 @@ def test_training_goes_on_bitwise(tmp_path: Path) -> None:
     path = save(tmp_path)
     straight, _ = trained(steps=4)
     resumed, optimizer = trained(seed=5, steps=1)
-    checkpoint.load(
-        path, model=resumed, optimizer=optimizer, lane_digest=progress().lane_digest
-    )
+    checkpoint.load(path, model=resumed, optimizer=optimizer, lane_digest=progress().lane_digest)
     for _ in range(2):
         resumed(torch.ones(1, 3)).square().sum().backward()
         optimizer.step()
@@ -140,7 +138,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_leftover(
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    monkeypatch.setattr(checkpoint.state_dict_saver, "save", full)
     with pytest.raises(StoreError, match="No space left on device"):
         save(tmp_path, 2)
     assert list(tmp_path.iterdir()) == [whole]

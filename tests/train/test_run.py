@@ -1,6 +1,6 @@
 """A run from request to receipt."""
 
-import json
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from lanewise.errors import DataError, NotBuiltError, UsageError
 from lanewise.receipts.schema import RunReceipt, StepSeries
 from lanewise.receipts.store import Store
+from lanewise.receipts.validate import receipt_file_faults
 from lanewise.train.run import Run
 from lanewise.train.session import SessionResult, StopRequest, train_to
 from tests.models.micro import micro_lane
@@ -39,19 +40,11 @@ def series(folder: Path) -> StepSeries:
     return found
 
 
-def unexplained_nulls(receipt: RunReceipt) -> list[str]:
-    """Dotted paths of nulls that neither `missing` nor the schema's own meaning explains."""
-    meaningful = {"outcome.error", "features", "backends"}  # null = no error, no fallback
-
-    def walk(value: Any, path: str) -> list[str]:
-        covered = any(path == p or path.startswith(p + ".") for p in {*receipt.missing, *meaningful})
-        if value is None:
-            return [] if covered else [path]
-        if isinstance(value, dict):
-            return [n for k, v in value.items() for n in walk(v, f"{path}.{k}" if path else k)]
-        return []
-
-    return walk(json.loads(receipt.model_dump_json()), "")
+def faults(folder: Path) -> list[str]:
+    """What `lanewise receipt validate` would say."""
+    store = Store(str(folder / "store"))
+    (file,) = store.receipt_files()
+    return receipt_file_faults(f"{store.root}/{file.name}")
 
 
 def test_a_run_writes_one_complete_receipt(tmp_path: Path) -> None:
@@ -68,7 +61,7 @@ def test_a_run_writes_one_complete_receipt(tmp_path: Path) -> None:
     checks = {check.name: check.ok for check in receipt.outcome.checks}
     del checks["steady_state"]  # twelve microscopic steps on a busy machine may or may not settle
     assert all(checks.values()), checks
-    assert unexplained_nulls(receipt) == []
+    assert faults(tmp_path) == []
 
 
 def test_every_op_is_observed_as_asked(tmp_path: Path) -> None:
@@ -78,7 +71,9 @@ def test_every_op_is_observed_as_asked(tmp_path: Path) -> None:
         "add_norm", "mla_ingress", "attention_core", "moe_experts", "ssm_scan", "m2rnn_scan",
         "linear_cross_entropy", "optimizer_step",
     }  # fmt: skip
-    assert backends["moe_experts"].requested == backends["moe_experts"].observed == ("padded.torch",)
+    assert (
+        backends["moe_experts"].requested == backends["moe_experts"].observed == ("padded.torch",)
+    )
     assert backends["moe_experts"].launches == 12
     assert backends["add_norm"].launches == 12 * 5
     assert backends["optimizer_step"].launches == 12
@@ -104,7 +99,7 @@ def test_the_series_has_every_step(tmp_path: Path) -> None:
     assert found.step == tuple(range(12))
     assert all(value is not None for value in (*found.loss, *found.grad_norm))
     starts = found.start_seconds
-    assert all(a < b for a, b in zip(starts, starts[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(starts))
 
 
 def test_switched_off_observability_is_null_with_a_reason(tmp_path: Path) -> None:
@@ -119,13 +114,12 @@ def test_switched_off_observability_is_null_with_a_reason(tmp_path: Path) -> Non
     assert receipt.routing.expert_load_cv is None
     for path, switch in (
         ("goodput", "goodput"),
-        ("artifacts", "temporal_perf"),
         ("numerics.grad_norm_last", "measurements"),
         ("routing.expert_load_cv", "measurements"),
         ("memory", "measurements"),
     ):
         assert receipt.missing[path] == f"observability.{switch} is off"
-    assert unexplained_nulls(receipt) == []
+    assert faults(tmp_path) == []
 
 
 def test_equal_requests_give_equal_losses(tmp_path: Path) -> None:
@@ -191,7 +185,7 @@ def test_an_interrupted_run_leaves_a_valid_aborted_receipt(tmp_path: Path) -> No
     assert series(tmp_path).step == (0, 1, 2)
     assert result.checkpoint is not None
     assert result.checkpoint.name == "step-00000003"
-    assert unexplained_nulls(receipt) == []
+    assert faults(tmp_path) == []
 
 
 def test_a_run_stopped_before_its_first_step_still_leaves_a_receipt(tmp_path: Path) -> None:
@@ -202,7 +196,7 @@ def test_a_run_stopped_before_its_first_step_still_leaves_a_receipt(tmp_path: Pa
     assert receipt.outcome.status == "aborted"
     assert receipt.outcome.validity == "invalid"
     assert receipt.numerics.loss_first is None
-    assert unexplained_nulls(receipt) == []
+    assert faults(tmp_path) == []
 
 
 def test_a_diverged_run_stops_and_is_invalid(tmp_path: Path) -> None:
@@ -215,7 +209,7 @@ def test_a_diverged_run_stops_and_is_invalid(tmp_path: Path) -> None:
     assert not receipt.numerics.losses_finite
     assert receipt.numerics.loss_last is None
     assert result.checkpoint is None
-    assert unexplained_nulls(receipt) == []
+    assert faults(tmp_path) == []
 
 
 def test_checkpoints_at_intervals_and_at_the_end(tmp_path: Path) -> None:
@@ -281,6 +275,4 @@ def test_a_given_warmup_rules_both_record_and_summary(tmp_path: Path) -> None:
     assert timing.step_duration_seconds is not None
     assert timing.step_duration_seconds.count == 6
     assert timing.window_duration_seconds is None  # steps of two arms alternate
-    assert unexplained_nulls(stored(tmp_path)) == []
-
-
+    assert faults(tmp_path) == []
