@@ -194,7 +194,9 @@ def test_a_real_process_from_a_fork_server(tmp_path: Path) -> None:
     context.set_forkserver_preload(["lanewise.train.run"])
     ours: Connection
     ours, theirs = context.Pipe()
-    process = context.Process(target=child_main, args=(lockstep(tmp_path).model_dump_json(), theirs))
+    process = context.Process(
+        target=child_main, args=(lockstep(tmp_path).model_dump_json(), theirs)
+    )
     process.start()
     theirs.close()
     assert ours.poll(PATIENCE_SECONDS)

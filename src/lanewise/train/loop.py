@@ -160,12 +160,14 @@ class TrainingLoop:
         )
 
     def untimed_step(self) -> None:
-        """One more step that goodput does not see, for profiling."""
+        """One more step that neither goodput nor the step count sees, for profiling at the end of a run."""
         goodput, self._goodput = self._goodput, GoodputClock(enabled=False)
+        step = self.next_step
         try:
             self.step()
         finally:
             self._goodput = goodput
+            self.next_step = step
 
     def _next_micro_batch(self) -> tuple[Tensor, Tensor]:
         batch = self.loader.next()
