@@ -173,7 +173,7 @@ def _save_for_backward(ctx, inputs, output):
     q, k, v, weight, forget, ctx.state_gradient_clip = inputs
     _, states_UHBKV, candidates_THBKV = output
     ctx.save_for_backward(q, k, v, weight, forget, states_UHBKV, candidates_THBKV)
-    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _call_backward(ctx, grad, *_):

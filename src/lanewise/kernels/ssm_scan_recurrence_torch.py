@@ -26,7 +26,7 @@ def recurrence(
     k_bias: Tensor,
     skip: Tensor,
     z: Tensor,
-    chunk_size: int,  # noqa: ARG001  the recurrence knows no chunks; all backends share the signature
+    chunk_size: int,
 ) -> Tensor:
     """One step after the other, vectorised over batch and heads. Arguments and result as `ops.ssm_scan.ssm_scan`."""
     dtype = torch.promote_types(v.dtype, torch.float32)

@@ -377,7 +377,7 @@ def _reverse_cumsum(x: Tensor, dim: int = -1) -> Tensor:
 def _save_for_backward(ctx, inputs, output):
     q, _, v, dt, a_dt, trap, angles, _, _, skip, z, chunk_size = inputs
     ctx.save_for_backward(q, v, dt, a_dt, trap, angles, skip, z, *output[1:])
-    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.chunk_size = chunk_size
 
 
