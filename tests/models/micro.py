@@ -23,7 +23,7 @@ MICRO: dict[str, Any] = {
         "pattern": "AEMR",
         "num_layers": 4,
         "hidden_size": 12,
-        "vocab_size": 256,
+        "vocab_size": 257,
         "attention": {
             "num_heads": 2,
             "q_lora_rank": 6,

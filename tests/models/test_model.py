@@ -103,5 +103,3 @@ def test_bf16_compute_keeps_an_fp32_residual_stream() -> None:
     assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
-
-

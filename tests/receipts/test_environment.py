@@ -30,8 +30,10 @@ def test_variable_refuses_what_is_not_listed() -> None:
 def test_recorded_variables_hide_paths_and_skip_the_unlisted(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("OMP_NUM_THREADS", "2")
     bare.setenv("TORCHINDUCTOR_CACHE_DIR", "/home/someone/cache")
+    bare.setenv("CXX", "/home/someone/bin/c++")
     bare.setenv("SOME_TOKEN", "secret")
     assert env.recorded_variables() == {
+        "CXX": "<set>",
         "OMP_NUM_THREADS": "2",
         "TORCHINDUCTOR_CACHE_DIR": "<set>",
     }
@@ -63,12 +65,13 @@ def test_environment_holds_no_host_name_and_no_path(bare: pytest.MonkeyPatch) ->
     [
         {"num_threads": 2},
         {"variables": {"OMP_WAIT_POLICY": "ACTIVE"}},
+        {"variables": {"CXX": "clang++"}},
         {"packages": {"torch": "0"}},
         {"python_version": "3.99.0"},
         {"os_description": "other"},
         {"device_driver_version": "1"},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
 def test_environment_digest_moves_with_what_changes_a_computation(
     change: dict[str, object],
@@ -85,7 +88,7 @@ def test_environment_digest_moves_with_what_changes_a_computation(
         {"host_cpu_model_name": "other"},
         {"device_model": "other"},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
 def test_environment_digest_ignores_checkout_and_hardware(change: dict[str, object]) -> None:
     here = env.collect_environment(num_threads=1)

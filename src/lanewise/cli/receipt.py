@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
     group = typer.Typer(
         name="receipt",
-        help="The immutable records of runs: list, show, validate, diff, reindex.",
+        help="Records of runs: list, show, validate, diff.",
         no_args_is_help=True,
     )
     group.command("list")(list_receipts)

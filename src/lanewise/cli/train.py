@@ -105,12 +105,18 @@ def _resolve(name: str, overrides: list[str] | tuple[()], config: Path | None) -
 
 
 def _train(request: RunRequest, steps: int, *, as_json: bool) -> None:
-    import torch
+    from lanewise.receipts.environment import child_environment, exported
 
+    # Thread pools read these when torch is imported, which the next lines do; receipts record them.
+    with exported(child_environment(request.num_threads)):
+        _train_in_environment(request, steps, as_json=as_json)
+
+
+def _train_in_environment(request: RunRequest, steps: int, *, as_json: bool) -> None:
     from lanewise.train.run import Run
-    from lanewise.train.session import stop_on_signals, train_to
+    from lanewise.train.session import stop_on_signals, train_to, use_threads
 
-    torch.set_num_threads(request.num_threads)
+    use_threads(request.num_threads)
     with stop_on_signals() as stop:
         run = Run(request)
         _say(f"{request.resolved.canonical_name} · {run.describe()}")
@@ -169,7 +175,9 @@ def _progress(run: Run, steps: int) -> Iterator[Any]:
         console=console(stderr=True),
         transient=True,
     ) as bar:
-        task = bar.add_task("train", total=steps, completed=run.next_step, loss=float("nan"), rate=0)
+        task = bar.add_task(
+            "train", total=steps, completed=run.next_step, loss=float("nan"), rate=0
+        )
 
         def move_bar(result: StepResult) -> None:
             rate.add(result)

@@ -120,7 +120,7 @@ def _facts(decision: Decision) -> Pairs:
             f"{fmt.seconds(decision.control_step_seconds)} → {fmt.seconds(decision.treated_step_seconds)}",
         )
     )
-    facts.append(("tokens/s", _both(decision.tokens_per_second, lambda v: fmt.si(v, ""))))
+    facts.append(("throughput", _both(decision.tokens_per_second, fmt.tokens_per_second)))
     facts.append(("peak memory", _both(decision.peak_memory_bytes, fmt.mebibytes)))
     facts.append(("goodput", _both(decision.goodput, fmt.percent)))
     facts.append(("compile time", _both(decision.compile_seconds, fmt.seconds)))

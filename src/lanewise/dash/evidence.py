@@ -16,6 +16,8 @@ from lanewise.receipts.schema import Environment, RunReceipt, StepSeries
 class EvidenceStore(Protocol):
     """What a report needs of a store (`receipts.store.Store` is one)."""
 
+    root: str
+
     def read_campaign(self, campaign_id: str) -> CampaignRecord:
         """The campaign of this id."""
         ...
@@ -33,7 +35,7 @@ class EvidenceStore(Protocol):
         ...
 
     def receipt_files(self) -> list[FileStamp]:
-        """Every receipt file, named by its id."""
+        """Every receipt file: its name relative to the root, its stem the hex digits of its id."""
         ...
 
 
@@ -78,7 +80,7 @@ def gather(store: EvidenceStore, campaign_id: str) -> Evidence:
     unreadable: dict[str, str] = {}
     # One listing for all receipts: looking each id up lists the whole store again.
     locations = {
-        f"sha256:{file.name.removesuffix('.json')}": file.location for file in store.receipt_files()
+        f"sha256:{file.stem}": f"{store.root}/{file.name}" for file in store.receipt_files()
     }
     for receipt_id in receipt_ids(decisions):
         try:

@@ -7,7 +7,6 @@ from datetime import datetime
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,13 +20,7 @@ STYLE = "report.css"
 SCRIPT = "report.js"
 
 
-class ReportStore(EvidenceStore, Protocol):
-    """A store that also has a place for reports."""
-
-    root: str
-
-
-def write_report(store: ReportStore, campaign_id: str, *, now: datetime) -> str:
+def write_report(store: EvidenceStore, campaign_id: str, *, now: datetime) -> str:
     """Write `<store>/reports/<date>-<lane>.html`; a second report of the day gets a suffix, none is overwritten.
 
     Args:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from lanewise.dash import format as fmt
 from lanewise.dash.badput import ArmPartition, badput, categories_present, partitions
@@ -40,6 +41,7 @@ class Page:
     resume: str
     figures: Pairs
     lane: Pairs
+    settings: Pairs
     components: tuple[tuple[str, ...], ...]
     component_notes: str
     columns: tuple[Column, ...]
@@ -75,6 +77,7 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
         resume=resume_command(campaign),
         figures=_figures(evidence),
         lane=_lane_identity(campaign, receipts),
+        settings=tuple(_settings(campaign.lane.spec)),
         components=_components(receipts),
         component_notes=_component_notes(receipts),
         columns=columns(decisions),
@@ -100,7 +103,8 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
 def _figures(evidence: Evidence) -> Pairs:
     campaign = evidence.campaign
     figures = []
-    if campaign.stack_ratio is not None and campaign.stack_ratio > 0:
+    final = not gaps(campaign, evidence.decisions)
+    if final and campaign.stack_ratio is not None and campaign.stack_ratio > 0:
         figures.append(
             (fmt.times(1 / campaign.stack_ratio), "the bare lane: fastest proven combination")
             if campaign.stack_ratio < 1
@@ -141,6 +145,15 @@ def _lane_identity(campaign: CampaignRecord, receipts: Sequence[RunReceipt]) -> 
         )
         identity.append(("data digest", first.data.digest))
     return tuple(identity)
+
+
+def _settings(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting of the lane's resolved tables: dotted path and value."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", fmt.MISSING if value is None else str(value)
 
 
 def _components(receipts: Sequence[RunReceipt]) -> tuple[tuple[str, ...], ...]:

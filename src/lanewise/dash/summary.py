@@ -239,9 +239,10 @@ def closing_lines(
     report_path: str | None = None,
 ) -> tuple[str, ...]:
     """The last lines of a campaign: the sum of it, what is missing, where the proof lies."""
-    lines = [] if (stack := stack_sentence(campaign)) is None else [stack]
+    missing, stack = gaps(campaign, decisions), stack_sentence(campaign)
+    lines = [] if missing or stack is None else [stack]
     lines += campaign.notes
-    if missing := gaps(campaign, decisions):
+    if missing:
         lines.append(f"INCOMPLETE: {'; '.join(missing)}. Finish with `{resume_command(campaign)}`.")
     proof = (
         f"{fmt.plural(len(receipt_ids(decisions)), 'receipt')}, "

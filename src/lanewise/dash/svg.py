@@ -67,7 +67,7 @@ class Logarithmic:
         last = math.ceil(math.log10(self.high))
         steps = (digit * 10.0**power for power in range(first, last + 1) for digit in (1, 2, 5))
         inside = tuple(v for v in steps if self.low <= v <= self.high)
-        return inside if len(inside) >= 2 else linear_ticks(self.low, self.high, 3)
+        return inside if len(inside) >= 2 else linear_ticks(self.low, self.high, 5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -90,9 +90,6 @@ def _rotate_tail_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     n = cos.shape[-1]
     d_n = x.shape[-1] - 2 * n
     first, second = x[..., d_n : d_n + n], x[..., d_n + n :]
-    out_first, out_second = out[..., d_n : d_n + n], out[..., d_n + n :]
-    out[..., :d_n].copy_(x[..., :d_n])
-    torch.mul(first, cos, out=out_first)
-    out_first.addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out_second)
-    out_second.addcmul_(first, sin)
+    out.copy_(x)
+    out[..., d_n : d_n + n].mul_(cos).addcmul_(second, sin, value=-1)
+    out[..., d_n + n :].mul_(cos).addcmul_(first, sin)

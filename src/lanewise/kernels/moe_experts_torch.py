@@ -107,8 +107,7 @@ def _save_for_backward(ctx, inputs, output):
     x, _, gates, w_in, w_out, activation = inputs
     _, pre_RF, order_R, place_R, loads_E = output
     ctx.save_for_backward(x, gates, w_in, w_out, pre_RF, order_R, place_R, loads_E)
-    ctx.mark_non_differentiable(order_R, place_R, loads_E)
-    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.activation = activation
 
 

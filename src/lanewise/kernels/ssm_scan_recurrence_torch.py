@@ -26,7 +26,7 @@ def recurrence(
     k_bias: Tensor,
     skip: Tensor,
     z: Tensor,
-    chunk_size: int,  # noqa: ARG001  the recurrence knows no chunks; all backends share the signature
+    chunk_size: int,
 ) -> Tensor:
     """One step after the other, vectorised over batch and heads. Arguments and result as `ops.ssm_scan.ssm_scan`."""
     dtype = torch.promote_types(v.dtype, torch.float32)
@@ -49,7 +49,9 @@ def recurrence(
     right = torch.stack([k_before, k_BTHN], dim=-2)
 
     def steps(x: Tensor) -> tuple[Tensor, ...]:
-        return x.transpose(0, 1).flatten(1, 2).unbind(0)  # T tensors with batch and heads as one dim
+        return (
+            x.transpose(0, 1).flatten(1, 2).unbind(0)
+        )  # T tensors with batch and heads as one dim
 
     state_XPN = v_BTHP.new_zeros(v.shape[0] * v.shape[2], v.shape[3], q.shape[3])
     outputs = []

@@ -58,7 +58,9 @@ class _Sizes(NamedTuple):
     def of(cls, q: Tensor, v: Tensor, chunk_size: int) -> _Sizes:
         batch, length, groups, state = q.shape
         chunk = min(chunk_size, length)
-        return cls(batch, length, groups, *v.shape[2:3], state, v.shape[3], -(-length // chunk), chunk)
+        return cls(
+            batch, length, groups, *v.shape[2:3], state, v.shape[3], -(-length // chunk), chunk
+        )
 
 
 class _Weights(NamedTuple):
@@ -199,7 +201,9 @@ def _forward(
     y_CXLP = _bmm(mixing_CXLL, v_CXLP)
 
     into_state = (weights.w_CXL * weights.end_decay_CXL).unsqueeze(-1)
-    states_CXNP = _bmm((k_CXLN[:-1] * into_state[:-1]).mT, v_CXLP[:-1])  # states after each chunk but the last
+    states_CXNP = _bmm(
+        (k_CXLN[:-1] * into_state[:-1]).mT, v_CXLP[:-1]
+    )  # states after each chunk but the last
     for chunk in range(1, sizes.chunks - 1):
         states_CXNP[chunk].addcmul_(
             weights.decay_CXL[chunk, :, -1, None, None], states_CXNP[chunk - 1]
@@ -373,7 +377,7 @@ def _reverse_cumsum(x: Tensor, dim: int = -1) -> Tensor:
 def _save_for_backward(ctx, inputs, output):
     q, _, v, dt, a_dt, trap, angles, _, _, skip, z, chunk_size = inputs
     ctx.save_for_backward(q, v, dt, a_dt, trap, angles, skip, z, *output[1:])
-    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.chunk_size = chunk_size
 
 

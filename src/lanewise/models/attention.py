@@ -11,15 +11,15 @@ Legend: B batch, T sequence, d hidden, H heads, D_n/D_r nope and rope head dims 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lanewise.lane.schema import AttentionSpec
-from lanewise.models.layers import BlockOutput, Linear, RMSNorm, init_normal
+from lanewise.models.layers import Block, BlockOutput, Linear, RMSNorm, init_normal
 from lanewise.ops.mla_ingress import rope_tables
 from lanewise.ops.opset import OpSet
 
 
-class Attention(nn.Module):
+class Attention(Block):
     """MLA sub-layer.
 
     Args:

@@ -29,6 +29,22 @@ class BlockOutput(NamedTuple):
     aux_loss: Tensor | None = None
 
 
+class Block(nn.Module):
+    """Base of the residual sub-layers, one per pattern letter: [B, T, d] → `BlockOutput`."""
+
+    def reset_parameters(
+        self, *, std: float, output_std: float, generator: torch.Generator
+    ) -> None:
+        """Draw start values in place.
+
+        Args:
+            std: of weight matrices.
+            output_std: of the matrices that write to the residual stream.
+            generator: CPU generator, the only source of randomness.
+        """
+        raise NotImplementedError
+
+
 class Linear(nn.Module):
     """`y = x Wᵀ` without bias; the weight is cast to the dtype of `x`.
 

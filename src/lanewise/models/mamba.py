@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lanewise.lane.schema import MambaSpec
 from lanewise.models.layers import (
+    Block,
     BlockOutput,
     Linear,
     RMSNorm,
@@ -29,7 +30,7 @@ from lanewise.models.layers import (
 from lanewise.ops.opset import OpSet
 
 
-class Mamba(nn.Module):
+class Mamba(Block):
     """Mamba-3 SISO sub-layer.
 
     Args:
@@ -101,13 +102,12 @@ def num_angles(spec: MambaSpec) -> int:
 
 
 def decay_rate(dd_a: Tensor, *, decay_map: str, a_floor: float) -> Tensor:
-    """`A = −φ(dd_A)`, at most −a_floor, same shape as `dd_a`.
-
-    The reciprocal map is written `relu(u) + 1 / (1 + relu(−u))`, equal to both its branches and with a finite
-    gradient everywhere; selecting between `1 + u` and `1/(1 − u)` would divide by zero at u = 1.
-    """
-    if decay_map == "softplus":
-        phi = F.softplus(dd_a)
-    else:
-        phi = F.relu(dd_a) + 1 / (1 + F.relu(-dd_a))
+    """`A = −φ(dd_A)`, at most −a_floor, same shape as `dd_a`."""
+    phi = F.softplus(dd_a) if decay_map == "softplus" else _reciprocal_map(dd_a)
     return (-phi).clamp(max=-a_floor)
+
+
+def _reciprocal_map(u: Tensor) -> Tensor:
+    # Equal to both branches, with a finite gradient everywhere; selecting between 1 + u and 1/(1 − u) would divide by
+    # zero at u = 1.
+    return F.relu(u) + 1 / (1 + F.relu(-u))

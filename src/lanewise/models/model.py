@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import Lane, ModelSpec
 from lanewise.models.attention import Attention
-from lanewise.models.layers import BlockOutput, init_normal, special_parameter
+from lanewise.models.layers import Block, BlockOutput, init_normal, special_parameter
 from lanewise.models.mamba import Mamba
 from lanewise.models.moe import MixtureOfExperts
 from lanewise.models.recurrent import Recurrent
@@ -89,6 +89,7 @@ class HybridModel(nn.Module):
         output_std = std / (2 * self.spec.num_layers) ** 0.5
         init_normal(self.embedding, std, generator)
         for block in self.blocks:
+            assert isinstance(block, Block)
             block.reset_parameters(std=std, output_std=output_std, generator=generator)
         init_normal(self.head, std, generator)
 
@@ -122,7 +123,9 @@ class HybridModel(nn.Module):
             residual, normed = self._add_norm(output.delta, residual, index + 1)
         return normed, aux_losses
 
-    def _add_norm(self, delta: Tensor, residual: Tensor | None, index: int) -> tuple[Tensor, Tensor]:
+    def _add_norm(
+        self, delta: Tensor, residual: Tensor | None, index: int
+    ) -> tuple[Tensor, Tensor]:
         if residual is not None and delta.dtype != residual.dtype:
             delta = delta.to(residual.dtype)
         weight = self.norms[index].to(delta.dtype)
@@ -141,7 +144,7 @@ class HybridModel(nn.Module):
 
 def build_block(
     letter: str, lane: Lane, *, model_switches: Mapping[str, bool], ops: OpSet
-) -> nn.Module:
+) -> Block:
     """The block of one pattern letter, with weights not yet drawn."""
     spec: ModelSpec = lane.model
     hidden, eps = spec.hidden_size, spec.norm_eps

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise.lane.schema import MoeSpec
-from lanewise.models.layers import BlockOutput, Linear, init_normal, keep_fp32
+from lanewise.models.layers import Block, BlockOutput, Linear, init_normal, keep_fp32
 from lanewise.ops.opset import OpSet
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(Block):
     """MoE sub-layer.
 
     Args:

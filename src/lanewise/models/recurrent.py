@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lanewise.lane.schema import RecurrentSpec
 from lanewise.models.layers import (
+    Block,
     BlockOutput,
     Linear,
     RMSNorm,
@@ -32,7 +33,7 @@ DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 """`softplus(dt_bias)` starts log-uniform in [DT_MIN, DT_MAX]."""
 
 
-class Recurrent(nn.Module):
+class Recurrent(Block):
     """M2RNN sub-layer.
 
     Args:
@@ -84,7 +85,7 @@ class Recurrent(nn.Module):
         batch, length, _ = x.shape
         convolved, dd_forget, gate = self.in_proj(x).split(self.widths, dim=-1)
         convolved = F.silu(causal_depthwise_conv(convolved, self.conv_weight, self.conv_bias))
-        q, k, v = convolved.split([spec.key_dim, spec.key_dim, self.widths[2]], dim=-1)
+        q, k, v = torch.split(convolved, [spec.key_dim, spec.key_dim, self.widths[2]], dim=-1)
         v = v.reshape(batch, length, spec.num_heads, spec.value_dim)
         dt = F.softplus(dd_forget.to(self.dt_bias.dtype) + self.dt_bias)
         forget = torch.exp(-torch.exp(self.a_log) * dt).to(x.dtype)

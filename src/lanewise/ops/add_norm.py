@@ -75,4 +75,5 @@ def add_norm(
         raise ValueError(
             f"add_norm: weight is {list(weight.shape)} and must be [d] = {list(x.shape[-1:])}"
         )
-    return run(x, residual, weight, eps)
+    results: tuple[Tensor, Tensor] = run(x, residual, weight, eps)
+    return results

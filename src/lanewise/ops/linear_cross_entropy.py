@@ -76,4 +76,5 @@ def linear_cross_entropy(
             f"linear_cross_entropy: targets are {list(targets.shape)} {targets.dtype} and must be "
             f"[S] = {list(hidden.shape[:1])} int64"
         )
-    return run(hidden, weight, targets, ignore_index)
+    loss: Tensor = run(hidden, weight, targets, ignore_index)
+    return loss

@@ -110,4 +110,5 @@ def mla_ingress(
             f"mla_ingress: cos is {list(cos.shape)}, sin is {list(sin.shape)}, both must be "
             f"[T, D_r/2] = [{t}, {d_r // 2}]; build them with rope_tables"
         )
-    return run(q, kv, k_rope, cos, sin)
+    results: tuple[Tensor, Tensor, Tensor] = run(q, kv, k_rope, cos, sin)
+    return results

@@ -15,17 +15,13 @@ Limits: every load is allowed, from no token on an expert to all of them; k may 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lanewise.errors import UsageError
+from lanewise.ops.observe import Launch
 from lanewise.ops.spec import Backend, OpSpec
-
-if TYPE_CHECKING:
-    from lanewise.ops.observe import Launch
 
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
 
@@ -82,7 +78,7 @@ SPEC = OpSpec(
         Backend(
             name="reference",
             target="lanewise.ops.moe_experts:reference",
-            note="token by token; the oracle",
+            note="the oracle: token by token, choice by choice",
         ),
     ),
 )
@@ -112,8 +108,8 @@ def moe_experts(
         [S, d] in the dtype of `x`.
 
     Raises:
-        UsageError: if a shape, a dtype or the activation does not fit. The values of `expert_ids` are the router's
-            promise and are not read here.
+        UsageError: the activation is unknown.
+        ValueError: a shape or dtype does not fit. The values of `expert_ids` are the router's promise and are not read.
     """
     if activation not in ACTIVATIONS:
         raise UsageError(
@@ -122,17 +118,15 @@ def moe_experts(
     (num_tokens, width), (num_experts, hidden, _) = x.shape, w_out.shape
     columns = 2 * hidden if activation == "swiglu" else hidden
     if w_in.shape != (num_experts, width, columns) or w_out.shape[2] != width:
-        raise UsageError(
+        raise ValueError(
             f"moe_experts: x {tuple(x.shape)}, w_in {tuple(w_in.shape)} and w_out {tuple(w_out.shape)} do not fit; "
             f"for {activation} they are [S, d], [E, d, {'2F' if activation == 'swiglu' else 'F'}] and [E, F, d]"
         )
     if expert_ids.shape != gates.shape or expert_ids.shape[:1] != (num_tokens,):
-        raise UsageError(
+        raise ValueError(
             f"moe_experts: expert_ids {tuple(expert_ids.shape)} and gates {tuple(gates.shape)} must both be "
             f"[S, k] with S = {num_tokens}"
         )
     if expert_ids.dtype != torch.int64:
-        raise UsageError(
-            f"moe_experts: expert_ids is {expert_ids.dtype}; the router must give int64 (`.long()`)"
-        )
+        raise ValueError(f"moe_experts: expert_ids is {expert_ids.dtype}; give int64 (`.long()`)")
     return run(x, expert_ids, gates, w_in, w_out, activation)

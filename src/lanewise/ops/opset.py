@@ -13,8 +13,11 @@ from lanewise.ops import (
     add_norm,
     attention_core,
     linear_cross_entropy,
+    m2rnn_scan,
     mla_ingress,
+    moe_experts,
     optimizer_step,
+    ssm_scan,
 )
 from lanewise.ops.dispatch import choose, did_you_mean, load
 from lanewise.ops.observe import Launch, LaunchCounters, Observation
@@ -97,6 +100,55 @@ class OpSet:
     def attention_core(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Causal softmax attention; see `ops.attention_core`."""
         return attention_core.attention_core(self._launch("attention_core"), q, k, v, scale)
+
+    def moe_experts(
+        self,
+        x: Tensor,
+        expert_ids: Tensor,
+        gates: Tensor,
+        w_in: Tensor,
+        w_out: Tensor,
+        activation: str,
+    ) -> Tensor:
+        """Chosen experts of every token, summed by gate; see `ops.moe_experts`."""
+        return moe_experts.moe_experts(
+            self._launch("moe_experts"), x, expert_ids, gates, w_in, w_out, activation
+        )
+
+    def ssm_scan(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dt: Tensor,
+        a_dt: Tensor,
+        trap: Tensor,
+        angles: Tensor,
+        q_bias: Tensor,
+        k_bias: Tensor,
+        skip: Tensor,
+        z: Tensor,
+        chunk_size: int,
+    ) -> Tensor:
+        """Mamba-3 scan; see `ops.ssm_scan`."""
+        run = self._launch("ssm_scan")
+        return ssm_scan.ssm_scan(
+            run, q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size
+        )
+
+    def m2rnn_scan(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        weight: Tensor,
+        forget: Tensor,
+        state_gradient_clip: float,
+    ) -> Tensor:
+        """Matrix-state recurrence; see `ops.m2rnn_scan`."""
+        return m2rnn_scan.m2rnn_scan(
+            self._launch("m2rnn_scan"), q, k, v, weight, forget, state_gradient_clip
+        )
 
     def linear_cross_entropy(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100

@@ -10,8 +10,11 @@ from lanewise.ops import (
     add_norm,
     attention_core,
     linear_cross_entropy,
+    m2rnn_scan,
     mla_ingress,
+    moe_experts,
     optimizer_step,
+    ssm_scan,
 )
 from lanewise.ops.dispatch import installation_rejection
 from lanewise.ops.spec import Capabilities, OpSpec
@@ -21,6 +24,9 @@ SPECS: Mapping[str, OpSpec] = MappingProxyType(
         "add_norm": add_norm.SPEC,
         "mla_ingress": mla_ingress.SPEC,
         "attention_core": attention_core.SPEC,
+        "moe_experts": moe_experts.SPEC,
+        "ssm_scan": ssm_scan.SPEC,
+        "m2rnn_scan": m2rnn_scan.SPEC,
         "linear_cross_entropy": linear_cross_entropy.SPEC,
         "optimizer_step": optimizer_step.SPEC,
     }

@@ -77,7 +77,9 @@ def reference(
 
 
 def _rotate(x_BHN: Tensor, theta_BHn: Tensor) -> Tensor:
-    turned, rest = x_BHN.split([2 * theta_BHn.shape[-1], x_BHN.shape[-1] - 2 * theta_BHn.shape[-1]], -1)
+    turned, rest = x_BHN.split(
+        [2 * theta_BHn.shape[-1], x_BHN.shape[-1] - 2 * theta_BHn.shape[-1]], -1
+    )
     even, odd = turned[..., 0::2], turned[..., 1::2]
     cos, sin = torch.cos(theta_BHn), torch.sin(theta_BHn)
     pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)

@@ -68,8 +68,7 @@ def compile_counts() -> CompileCounts:
         graphs=graphs_compiled(),
         graph_breaks=sum(counters["graph_break"].values()),
         recompiles=sum(
-            metric.recompile_reason is not None
-            for metric in dynamo_utils.get_compilation_metrics()
+            metric.recompile_reason is not None for metric in dynamo_utils.get_compilation_metrics()
         ),
         cache_state=_cache_state(hits, misses),
     )

@@ -63,7 +63,7 @@ PATH_VARIABLES: tuple[str, ...] = (
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
 )
-"""Variables that hold paths; recorded as `<set>`, because a path can name a person."""
+"""Variables that hold paths; recorded as `<set>`, like every value with a slash, because a path can name a person."""
 
 RECORDED_PACKAGES: tuple[str, ...] = (
     "causal-conv1d",
@@ -108,7 +108,7 @@ def recorded_variables() -> dict[str, str]:
     for name in sorted({*READ_VARIABLES, *RECORDED_VARIABLES, *PATH_VARIABLES}):
         value = os.environ.get(name)
         if value:
-            found[name] = "<set>" if name in PATH_VARIABLES else value
+            found[name] = "<set>" if name in PATH_VARIABLES or "/" in value else value
     return found
 
 
@@ -199,7 +199,7 @@ def environment_digest(environment: Environment) -> str:
             "variables": {
                 name: value
                 for name, value in environment.variables.items()
-                if name not in READ_VARIABLES
+                if not name.startswith("LANEWISE_")
             },
             "num_threads": environment.num_threads,
         }

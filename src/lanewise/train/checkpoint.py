@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -128,14 +128,14 @@ def load(
             f"{lane_digest[:19]}…; resume with the same lane and --set, or give another --checkpoint-dir"
         )
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {
+    state: dict[str, Any] = {
         "model": model_state,
         "optimizer": optimizer_state,
         "random": {"cpu": torch.get_rng_state()},
     }
     try:
         with _single_process():
-            dcp.load(state, checkpoint_id=str(path), no_dist=True)
+            state_dict_loader.load(state, checkpoint_id=str(path), no_dist=True)
     except (OSError, CheckpointException, ValueError) as error:
         raise UsageError(
             f"checkpoint {path.name} cannot be read: {_reason(error)}; remove it to resume from the one before"
@@ -158,7 +158,7 @@ def _save_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         "random": {"cpu": torch.get_rng_state()},
     }
     with _single_process():
-        dcp.save(state, checkpoint_id=str(folder), no_dist=True)
+        state_dict_saver.save(state, checkpoint_id=str(folder), no_dist=True)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class Connection(Protocol):
         """Close this end."""
 
 
-class _Abort(Exception):  # noqa: N818  # an order from the parent, not an error
+class _Abort(Exception):  # an order from the parent, not an error
     """The parent wants no receipt, or is gone."""
 
 
@@ -77,11 +77,7 @@ def serve(
     """
     try:
         request = RunRequest.model_validate_json(request_json)
-        if num_threads != 1:
-            raise ChildError(
-                f"the child started with {num_threads} threads; a process forked after thread pools exist can "
-                "deadlock, so the fork server must import and run nothing"
-            )
+        _refuse_threads(num_threads)
         _run(request, connection, start_seconds, now)
     except (_Abort, EOFError, BrokenPipeError, ConnectionResetError):
         pass
@@ -95,15 +91,22 @@ def serve(
         connection.close()
 
 
+def _refuse_threads(num_threads: int) -> None:
+    if num_threads != 1:
+        raise ChildError(
+            f"the child started with {num_threads} threads; a process forked after thread pools exist can "
+            "deadlock, so the fork server must import and run nothing"
+        )
+
+
 def _run(
     request: RunRequest, connection: Connection, start_seconds: float, now: Callable[[], float]
 ) -> None:
-    import torch
-
     from lanewise.train.loop import manual_gc
     from lanewise.train.run import Run
+    from lanewise.train.session import use_threads
 
-    torch.set_num_threads(request.num_threads)
+    use_threads(request.num_threads)
     run = Run(request)
     with manual_gc():
         connection.send(
@@ -169,13 +172,14 @@ def _sequential(run: Run, steps: int, connection: Connection) -> Mapping[str, An
 
 
 def _command(connection: Connection) -> Mapping[str, Any]:
-    message = connection.recv()
+    message: Any = connection.recv()
     name = message.get("command") if isinstance(message, dict) else None
     if name == "abort":
         raise _Abort
     if name not in ("step", "finish"):
         raise ChildError(f"unknown command {message!r}; the child knows step, finish and abort")
-    return message
+    command: Mapping[str, Any] = message
+    return command
 
 
 def _fail(connection: Connection, error: str, exit_code: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lanewise.lane.schema import OptimizerSpec
 from lanewise.measure.goodput import GoodputClock
-from lanewise.models.model import HybridModel
+from lanewise.models.model import HybridModel, Loss
 from lanewise.train.optim import clip_gradients, learning_rate, set_learning_rate
 
 GC_INTERVAL_STEPS = 50
@@ -159,14 +159,24 @@ class TrainingLoop:
             tags=tuple(tags),
         )
 
+    def untimed_step(self) -> None:
+        """One more step that neither goodput nor the step count sees, for profiling at the end of a run."""
+        goodput, self._goodput = self._goodput, GoodputClock(enabled=False)
+        step = self.next_step
+        try:
+            self.step()
+        finally:
+            self._goodput = goodput
+            self.next_step = step
+
     def _next_micro_batch(self) -> tuple[Tensor, Tensor]:
         batch = self.loader.next()
         tokens = torch.from_numpy(batch.tokens).to(self._device, non_blocking=True)
         return tokens, torch.from_numpy(batch.targets).to(self._device, non_blocking=True)
 
     def _accumulate(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        loss = self.model(tokens, targets)
-        (loss.total / self._accumulation_steps).backward()
+        loss: Loss = self.model(tokens, targets)
+        torch.autograd.backward(loss.total / self._accumulation_steps)
         return loss.cross_entropy.detach()
 
     def _clip(self) -> Tensor | None:

@@ -225,7 +225,9 @@ def _timing(facts: RunFacts, series: StepSeries, missing: dict[str, str]) -> Tim
         missing["timing.window_duration_seconds"] = "steps of the two arms alternate"
     else:
         first = facts.warmup.steps
-        window = series.start_seconds[-1] + series.duration_seconds[-1] - series.start_seconds[first]
+        window = (
+            series.start_seconds[-1] + series.duration_seconds[-1] - series.start_seconds[first]
+        )
     missing["timing.event_wall_gap_ratio"] = "no device events on a CPU"
     return Timing(
         clock=CLOCK,
@@ -336,7 +338,9 @@ def _backend_check(facts: RunFacts) -> Check:
         if observed != (required,):
             why = "; ".join(r.reason for r in choice.rejected if r.backend == required)
             seen = ", ".join(observed) or "nothing"
-            wrong.append(f"asked for {op}={required}, observed {seen}" + (f" ({why})" if why else ""))
+            wrong.append(
+                f"asked for {op}={required}, observed {seen}" + (f" ({why})" if why else "")
+            )
     return Check(name="observed_backends", ok=not wrong, detail="; ".join(wrong))
 
 

@@ -14,6 +14,7 @@ import torch
 from lanewise.errors import UsageError
 from lanewise.lane.built import require_built
 from lanewise.measure.goodput import GoodputClock
+from lanewise.measure.memory import CPU_METHOD, live_tensors, measure_cpu_step, peak_rss_bytes
 from lanewise.measure.steady import RULE, detect_warmup
 from lanewise.measure.steps import StepRecorder
 from lanewise.models.model import HybridModel
@@ -240,7 +241,9 @@ class Run:
 
     def given_warmup(self, *, steps: int, steady: bool, reason: str) -> Warmup:
         """A warm-up decided outside, for both arms of a block."""
-        return Warmup(rule=RULE, steps=min(steps, len(self._recorder)), steady=steady, reason=reason)
+        return Warmup(
+            rule=RULE, steps=min(steps, len(self._recorder)), steady=steady, reason=reason
+        )
 
     def finish(self, *, warmup: Warmup | None = None, aborted: str | None = None) -> Finished:
         """Close the run and write its receipt; once.
@@ -258,11 +261,11 @@ class Run:
         watched = self.lane.observability
         if not watched.measurements:
             reason = SWITCHED_OFF.format("measurements")
-            missing |= {"numerics.grad_norm_last": reason, "routing.expert_load_cv": reason}
+            missing["numerics.grad_norm_last"] = reason
+            if "moe_experts" in self.ops.choices:
+                missing["routing.expert_load_cv"] = reason
         if not watched.goodput:
             missing["goodput"] = SWITCHED_OFF.format("goodput")
-        if not watched.temporal_perf:
-            missing["artifacts"] = SWITCHED_OFF.format("temporal_perf")
         resolved = self.request.resolved
         body = assemble(
             RunFacts(
@@ -285,9 +288,7 @@ class Run:
         )
         steps = self._recorder.series() if watched.temporal_perf else None
         receipt_id, location = Store(self.request.store_root).write_receipt(body, steps=steps)
-        return Finished(
-            receipt=RunReceipt(receipt_id=receipt_id, **body), location=location
-        )
+        return Finished(receipt=RunReceipt(receipt_id=receipt_id, **body), location=location)
 
     def _detect_warmup(self) -> Warmup:
         return detect_warmup(
@@ -317,4 +318,33 @@ class Run:
         )
 
     def _memory(self, missing: dict[str, str], aborted: str | None) -> Memory:
-        raise NotImplementedError
+        if not self.lane.observability.measurements:
+            missing["memory"] = SWITCHED_OFF.format("measurements")
+            return Memory(
+                method="none",
+                peak_allocated_bytes=None,
+                peak_reserved_bytes=None,
+                peak_device_used_bytes=None,
+                alloc_retries=None,
+                ooms=None,
+            )
+        for counter in ("peak_reserved_bytes", "alloc_retries", "ooms"):
+            missing[f"memory.{counter}"] = "the CPU allocator keeps no such counter"
+        peak_rss = peak_rss_bytes()  # before the profiler, whose events take memory themselves
+        peak_tensor_bytes: int | None = None
+        if aborted is not None:
+            missing["memory.peak_allocated_bytes"] = "the run was aborted before its profiled step"
+        elif not self.request.measure_memory:
+            missing["memory.peak_allocated_bytes"] = "no profiled step was asked for"
+        else:
+            with self.goodput.span("profiler"):
+                live = live_tensors(self.model, [self._optimizer])
+                peak_tensor_bytes = measure_cpu_step(self._loop.untimed_step, live).peak_bytes
+        return Memory(
+            method=CPU_METHOD,
+            peak_allocated_bytes=peak_tensor_bytes,
+            peak_reserved_bytes=None,
+            peak_device_used_bytes=peak_rss,
+            alloc_retries=None,
+            ooms=None,
+        )

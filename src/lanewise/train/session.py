@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from lanewise.errors import UsageError
 from lanewise.train.loop import StepResult, manual_gc
 from lanewise.train.run import Finished, Run
+
+
+def use_threads(num_threads: int) -> None:
+    """Fix the intra-op threads of this process."""
+    torch.set_num_threads(num_threads)
 
 
 class StopRequest:
@@ -85,7 +92,9 @@ def train_to(
             saved = run.save_checkpoint() or saved
         interrupted = stop.reason if diverged is None and run.next_step < steps else None
         aborted = diverged or (
-            f"stopped by {interrupted} after {run.next_step} of {steps} steps" if interrupted else None
+            f"stopped by {interrupted} after {run.next_step} of {steps} steps"
+            if interrupted
+            else None
         )
         finished = run.finish(aborted=aborted)
     return SessionResult(

@@ -1,0 +1,40 @@
+import pytest
+import torch
+from torch import Tensor
+
+from lanewise.kernels import moe_experts_torch  # registers the ops
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "relu2"])
+def test_the_op_is_registered_right(activation: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    columns = 10 if activation == "swiglu" else 5
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, generator=rng).requires_grad_()
+
+    ids = torch.tensor([[0, 2], [2, 0], [2, 1], [0, 2]])
+    args = (draw(4, 6), ids, draw(4, 2), draw(4, 6, columns), draw(4, 5, 6), activation)
+    torch.library.opcheck(torch.ops.lanewise.moe_sorted.default, args)
+
+
+def test_the_padded_path_pads_to_the_largest_load() -> None:
+    sizes: list[int] = []
+
+    class Shapes(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.bmm:
+                sizes.append(args[0].shape[1])
+            return func(*args, **(kwargs or {}))
+
+    ids = torch.tensor([[0], [0], [0], [1]])
+    with Shapes():
+        moe_experts_torch.padded(
+            torch.ones(4, 2),
+            ids,
+            torch.ones(4, 1),
+            torch.ones(3, 2, 2),
+            torch.ones(3, 2, 2),
+            "gelu",
+        )
+    assert sizes == [3, 3]
