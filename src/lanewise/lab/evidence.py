@@ -11,7 +11,7 @@ from lanewise.errors import ReceiptError
 from lanewise.lab import protocol
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName
-from lanewise.measure.stats import quad_contrast
+from lanewise.measure.stats import quad_contrast, visit_contrast
 from lanewise.receipts.schema import RunReceipt, StepSeries
 from lanewise.receipts.store import Store
 
@@ -59,15 +59,12 @@ class BlockEvidence:
         Lockstep: median over quads of mean log B − mean log A (P1b). Sequential: mean over B visits of the median log
         step − the same over A visits (P4).
         """
-        if self.entry.design == "sequential":
-            control, treated = self.median_seconds("A"), self.median_seconds("B")
-            if control is None or treated is None:
-                return None
-            return math.log(treated) - math.log(control)
-        (control_steps,), (treated_steps,) = self.steady_seconds("A"), self.steady_seconds("B")
-        if not control_steps or not treated_steps:
+        control, treated = self.steady_seconds("A"), self.steady_seconds("B")
+        if not all((control, treated, *control, *treated)):
             return None
-        return quad_contrast(control_steps, treated_steps)
+        if self.entry.design == "sequential":
+            return visit_contrast(control, treated)
+        return quad_contrast(control[0], treated[0])
 
     def paired_losses(self) -> tuple[tuple[int, float | None, float | None], ...]:
         """(step, loss of A, loss of B) over the steps both first visits took."""

@@ -8,6 +8,7 @@ from lanewise.lab import protocol
 from lanewise.lab.arms import NO_FEATURE
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.resolved import ResolvedLane
+from lanewise.measure.stats import margin_log
 from lanewise.receipts.decision import Decision, Margin, Verdict
 from lanewise.receipts.store import Store
 
@@ -38,17 +39,13 @@ def known_noise(store: Store, base: ResolvedLane, design: BlockDesign) -> Noise:
     newest = max(calibrations, key=lambda decision: decision.created_at, default=None)
     if newest is None or newest.estimate is None or newest.estimate.block_sd_log is None:
         return Noise(
-            margin=Margin(
-                log_value=protocol.PRACTICAL_MARGIN_LOG, source="protocol: 0.5 %, not calibrated"
-            ),
+            margin=Margin(log_value=margin_log(None), source="protocol: 0.5 %, not calibrated"),
             block_sd_log=protocol.ASSUMED_NOISE_LOG[design],
             source="assumed",
         )
-    half_width = newest.estimate.half_width_log or 0.0
     return Noise(
         margin=Margin(
-            log_value=max(protocol.PRACTICAL_MARGIN_LOG, 2.0 * half_width),
-            source=newest.decision_id,
+            log_value=margin_log(newest.estimate.half_width_log), source=newest.decision_id
         ),
         block_sd_log=newest.estimate.block_sd_log,
         source=newest.decision_id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final, Literal
 
+from lanewise.measure.stats import STEPS_PER_ARM_AND_QUAD
 from lanewise.measure.steady import RULE as WARMUP_RULE
 
 BlockDesign = Literal["lockstep", "sequential"]
@@ -31,7 +32,7 @@ MAX_QUADS: Final = 24
 MIN_STEADY_QUADS: Final = 3
 """Fewest quads left after warm-up; a block with fewer has no steady state."""
 
-STEPS_PER_QUAD: Final = 2
+STEPS_PER_QUAD: Final = STEPS_PER_ARM_AND_QUAD
 """Steps of one arm in a quad."""
 
 MIN_BLOCKS: Final = 2
@@ -47,10 +48,8 @@ MAX_BLOCKS: Final = 12
 ASSUMED_NOISE_LOG: Final = MappingProxyType({"lockstep": 0.03, "sequential": 0.10})
 """SD of a block's contrast on a shared CPU (docs: P1b, A/A probes); an A/A campaign replaces it."""
 
-PRACTICAL_MARGIN_LOG: Final = 0.005
-"""Smallest effect worth a verdict; an A/A campaign of `CALIBRATION_BLOCKS` may widen it."""
-
 CALIBRATION_BLOCKS: Final = 8
+"""Fewest blocks of an A/A campaign that may widen the practical margin."""
 
 _LOSS_BASE_RATIO = MappingProxyType({"fp32": 2e-5, "bf16": 1e-2})
 _LOSS_GROWTH_RATIO = MappingProxyType({"fp32": 2e-4, "bf16": 2e-3})
