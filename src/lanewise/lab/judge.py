@@ -13,6 +13,11 @@ from lanewise.lab.validity import Fault, block_faults, environment_fault, observ
 from lanewise.receipts.decision import BlockRecord, MetricDelta
 from lanewise.receipts.schema import RunReceipt
 
+OF_THE_VISIT = frozenset(
+    {"device_init", "training_prep", "profiler", "turn_wait", "disruption", "other"}
+)
+"""Badput that a short visit has because it is short, or because the lab made it wait."""
+
 Reading = Callable[[RunReceipt], float | None]
 
 
@@ -95,8 +100,20 @@ def allocated_bytes(receipt: RunReceipt) -> float | None:
 
 
 def goodput_ratio(receipt: RunReceipt) -> float | None:
-    """Share of wall time in steps."""
-    return receipt.goodput.goodput_ratio if receipt.goodput else None
+    """Share of step time in the time that steps and named losses of the feature's own making take.
+
+    A visit of a campaign is seconds long, so its start-up and end would rule `receipt.goodput.goodput_ratio` and make
+    every feature that shortens a step look wasteful. They are left out here; compile, autotune, graph capture, waiting
+    for data and the like stay in.
+    """
+    goodput = receipt.goodput
+    if goodput is None:
+        return None
+    lost = sum(
+        seconds for name, seconds in goodput.badput_seconds.items() if name not in OF_THE_VISIT
+    )
+    total = goodput.step_seconds + lost
+    return goodput.step_seconds / total if total > 0 else None
 
 
 def compile_seconds(receipt: RunReceipt) -> float | None:

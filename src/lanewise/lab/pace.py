@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lanewise.lab import protocol
-from lanewise.lab.plan import CampaignPlan, FeaturePlan, block_seconds
+from lanewise.lab.plan import RESERVE_RATIO, CampaignPlan, FeaturePlan, block_seconds
 
 OVERRUN = 1.1
 """No block starts that would end later than this many budgets after the start."""
@@ -26,7 +26,8 @@ class Pace:
             spent_seconds: what the pilot and earlier sittings used.
         """
         self._plan = plan
-        self._end = started + plan.budget_seconds - spent_seconds
+        # Half of the reserve is kept to the end: decisions and the report take time as well.
+        self._end = started + plan.budget_seconds * (1.0 - RESERVE_RATIO / 2) - spent_seconds
         self._limit = started + plan.budget_seconds * OVERRUN - spent_seconds
         self._expected = 0.0
         self._actual = 0.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from lanewise.errors import ChildError, StoreError, UsageError
 from lanewise.lab.arms import Arms, Question
@@ -18,7 +17,8 @@ from lanewise.lane.resolved import ResolvedLane
 from lanewise.train.request import RunRequest
 
 PILOT_STEPS = 3
-"""Steps of a pilot visit; the first one is kept apart, it may be slow."""
+"""Steps of a pilot visit; the first one is kept apart, it may be slow. The fastest of the others is the estimate: the
+runner learns the real pace, and a pilot disturbed by a neighbour must not drop features."""
 
 SHARE_OF_BUDGET = 0.5
 """The pilot may not use more of the budget than this."""
@@ -27,7 +27,7 @@ MIN_VISIT_SECONDS = 10.0
 """Even a small budget waits this long for one visit."""
 
 COLD_SETUP_SECONDS = 2.0
-"""A setup slower than this may have compiled or prepared data; a second visit finds the caches warm, as blocks will."""
+"""A first setup slower than this has filled a cache (prepared data, compiled code) that later visits find warm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +128,9 @@ class Pilot:
         if left <= 0:
             return "over budget: the pilot used its half of the budget before this feature's turn"
         try:
-            return self._warm_visit(name, resolved, max(limit, MIN_VISIT_SECONDS))
+            fills_a_cache = any(resolved.runtime_switches.values())
+            visit = self._warm_visit if fills_a_cache else self._visit
+            return visit(name, resolved, max(limit, MIN_VISIT_SECONDS))
         except ChildRefused as error:
             return error.reason
         except _OutOfTime:
@@ -155,7 +157,7 @@ class Pilot:
             return ArmCost(
                 setup_seconds=setup,
                 first_step_seconds=durations[0],
-                step_seconds=median(durations[1:]),
+                step_seconds=min(durations[1:]),
                 resident_bytes=child.resident_bytes(),
             )
         except ChildError as error:

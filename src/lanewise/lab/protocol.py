@@ -20,16 +20,16 @@ METHOD_VERSION: Final = "1"
 
 CONFIDENCE: Final = 0.95
 
-LEAD_STEPS: Final = 3
+LEAD_STEPS: Final = 2
 """Steps each arm takes before the first quad. They never count; what is detected on top of them is dropped too."""
 
-MIN_QUADS: Final = 4
-"""Fewest quads of a block: two of each order, and enough steps for a level and a slope."""
+MIN_QUADS: Final = 3
+"""Fewest quads of a block: both orders occur, and a median has a middle."""
 
 MAX_QUADS: Final = 24
 """More steps in one process sharpen a block less than one more block does."""
 
-MIN_STEADY_QUADS: Final = 3
+MIN_STEADY_QUADS: Final = 2
 """Fewest quads left after warm-up; a block with fewer has no steady state."""
 
 STEPS_PER_QUAD: Final = STEPS_PER_ARM_AND_QUAD
