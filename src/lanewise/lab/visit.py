@@ -33,7 +33,7 @@ class BlockTask:
         arms: the two lanes.
         block: from 1.
         attempt: 1 or 2.
-        quads: quads to run, at most the planned number.
+        quads: quads to run.
         store_root: where children write receipts.
     """
 
