@@ -49,11 +49,6 @@ class BlockTask:
         """Seed of this attempt's order."""
         return block_seed(self.plan.order_seed, self.arms.feature, self.block, self.attempt)
 
-    @property
-    def label(self) -> str:
-        """How messages name the block."""
-        return f"{self.arms.feature} block {self.block}"
-
     def cost(self, arm: ArmName) -> ArmCost:
         """What the pilot says about an arm."""
         feature = self.plan.feature(self.arms.feature)
@@ -91,7 +86,7 @@ class Visit:
         self.durations: list[float] = []
         self.tagged: list[int] = []
         self._cost = task.cost(arm)
-        self.child = Child(launcher(task.request(arm, position)), label=f"{task.label} arm {arm}")
+        self.child = Child(launcher(task.request(arm, position)), label=f"arm {arm}")
 
     def wait_ready(self) -> None:
         """Wait until the lane is built."""
