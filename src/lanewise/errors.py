@@ -40,7 +40,7 @@ class Problem:
     Attributes:
         where: `file:line` or the dotted path of the key, e.g. `my.toml:14` or `--set batch.topk`.
         path: dotted path of the key, e.g. `model.moe.topk`.
-        message: what is wrong, the rule, the next action.
+        message: what is wrong, the rule, the next action; one that starts with `= value` continues the path.
     """
 
     where: str
@@ -49,7 +49,8 @@ class Problem:
 
     def __str__(self) -> str:
         """Return the line printed for this problem."""
-        return f"{self.where}: {self.path}{': ' if self.path else ''}{self.message}"
+        separator = "" if not self.path else " " if self.message.startswith("= ") else ": "
+        return f"{self.where}: {self.path}{separator}{self.message}"
 
 
 class LaneError(UsageError):

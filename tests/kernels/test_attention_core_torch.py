@@ -47,4 +47,4 @@ def test_masked_key_blocks_are_never_multiplied(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "baddbmm", spy)
     q, k, v = (torch.randn(1, 1, 128, 4) for _ in range(3))
     kernel.blocked(q, k, v, 1.0)
-    assert products == [(32, 32), (32, 64), (32, 96), (32, 128)]
+    assert products == [(32, 32), (32, 64), (32, 96), (32, 128)]  # rows, visible keys

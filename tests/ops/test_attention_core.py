@@ -2,12 +2,12 @@ from functools import partial
 
 import pytest
 import torch
+from tests.ops import conformance
 from torch import Tensor
 
 from lanewise.ops.attention_core import SPEC, attention_core, reference
 from lanewise.ops.dispatch import capabilities, choose
 from lanewise.ops.shapes import SHAPES, TEST_SHAPES
-from tests.ops import conformance
 
 SCALE = 0.3
 FAST = [b.name for b in SPEC.backends if b.name != "reference"]
@@ -82,6 +82,7 @@ def test_no_position_sees_the_future(backend: str) -> None:
         ({"T": 64, "D_qk": 48, "D_v": 32}, "blocked.torch"),
         ({"T": 4_096, "D_qk": 128, "D_v": 64}, "padded.torch"),
         ({"T": 4_096, "D_qk": 64, "D_v": 64}, "sdpa.torch"),
+        ({"T": 64, "D_qk": 32, "D_v": 32}, "sdpa.torch"),
     ],
 )
 def test_the_default_order_follows_the_shape(dims: dict[str, int], chosen: str) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
-import click
 import typer
 
 from lanewise import __version__
@@ -17,6 +16,9 @@ from lanewise.errors import LanewiseError
 EXIT_INTERRUPTED = 130
 EXIT_STORE = 5
 EXIT_DEFECT = 70
+
+# Newer typer carries its own copy of click and older ones use the installed one: take the class from typer itself.
+USAGE_FAILURE = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 app = typer.Typer(
     name="lanewise",
@@ -32,6 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -71,12 +74,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except LanewiseError as error:
         _complain(str(error), error.exit_code)
         return error.exit_code
-    except click.exceptions.Exit as leave:
+    except typer.Exit as leave:
         return leave.exit_code
-    except click.ClickException as error:
+    except USAGE_FAILURE as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted", EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -1,9 +1,280 @@
-"""`lanewise receipt`."""
+"""`lanewise receipt`: list, show, validate, diff and reindex the receipts of a store."""
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from lanewise.cli.output import JsonFlag, StoreOption, print_json, print_table, store_root
+
+if TYPE_CHECKING:
+    from lanewise.receipts.index import IndexRow, Listing
+    from lanewise.receipts.store import Store
+
+EXIT_INVALID = 3
+DEFAULT_LIMIT = 50
+MAX_VALUE_WIDTH = 72
+
+Reference = Annotated[
+    str, typer.Argument(help="Receipt id, a unique beginning of one, or a path.", metavar="RECEIPT")
+]
+
+
+class Validity(enum.StrEnum):
+    """Whether a receipt may count as evidence."""
+
+    VALID = "valid"
+    INVALID = "invalid"
 
 
 def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
+    group = typer.Typer(
+        name="receipt",
+        help="Records of runs: list, show, validate, diff.",
+        no_args_is_help=True,
+    )
+    group.command("list")(list_receipts)
+    group.command("show")(show)
+    group.command("validate")(validate)
+    group.command("diff")(diff)
+    group.command("reindex")(reindex)
+    app.add_typer(group)
+
+
+def list_receipts(
+    lane: Annotated[
+        str | None, typer.Option(help="Lane name, or the beginning of its digest (sha256:…).")
+    ] = None,
+    campaign: Annotated[str | None, typer.Option(help="Campaign id.")] = None,
+    feature: Annotated[str | None, typer.Option(help="Feature under test.")] = None,
+    validity: Annotated[Validity | None, typer.Option(help="Only these.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0 for all.")] = (
+        DEFAULT_LIMIT
+    ),
+    store: StoreOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """List receipts, newest first; unreadable ones are named on stderr."""
+    from lanewise.receipts.index import Index
+
+    place = _store(store)
+    listing = Index(place).query(
+        lane=lane,
+        campaign=campaign,
+        feature=feature,
+        validity=None if validity is None else validity.value,
+        limit=limit or None,
+    )
+    if json:
+        print_json(_listing_document(listing))
+        return
+    if listing.rows:
+        print_table(_LIST_HEADERS, [_list_row(row) for row in listing.rows])
+    else:
+        filtered = any((lane, campaign, feature, validity))
+        typer.echo(f"no receipts{' match' if filtered else ''} in {place.root}", err=True)
+    hidden = listing.num_matches - len(listing.rows)
+    if hidden:
+        typer.echo(f"{hidden} more; `--limit 0` shows all", err=True)
+    for error in listing.unreadable:
+        typer.echo(f"unreadable: {error}", err=True)
+
+
+def show(reference: Reference, store: StoreOption = None, json: JsonFlag = False) -> None:
+    """Show one receipt: what was asked, what was observed, how long it took, whether it counts."""
+    from lanewise.receipts.summary import summary_lines
+
+    place = _store(store)
+    if json:
+        print_json(place.receipt_document(reference))
+        return
+    for line in summary_lines(place.read_receipt(reference)):
+        typer.echo(line)
+
+
+def validate(
+    references: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Receipt ids, files or store folders; nothing means the whole store.",
+            metavar="[RECEIPT]...",
+        ),
+    ] = None,
+    store: StoreOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Check schema, identity, sidecar digests and closure of goodput; exit 3 if anything is invalid."""
+    num_checked = 0
+    invalid: list[tuple[str, list[str]]] = []
+    for location, faults in _all_faults(references or [], _store(store)):
+        num_checked += 1
+        if faults:
+            invalid.append((location, faults))
+            if not json:
+                typer.echo(f"INVALID {location}: {'; '.join(faults)}")
+    if json:
+        print_json(
+            {
+                "checked": num_checked,
+                "invalid": [
+                    {"location": location, "faults": faults} for location, faults in invalid
+                ],
+            }
+        )
+    else:
+        files = "file" if num_checked == 1 else "files"
+        typer.echo(f"{num_checked} {files} checked, {len(invalid)} invalid")
+    if invalid:
+        raise typer.Exit(EXIT_INVALID)
+
+
+def diff(
+    first: Reference, second: Reference, store: StoreOption = None, json: JsonFlag = False
+) -> None:
+    """Say whether two receipts may meet in one test, and print the fields in which they differ."""
+    from lanewise.receipts.compare import declared_features
+    from lanewise.receipts.compare import diff as differences_of
+
+    place = _store(store)
+    a, b = place.read_receipt(first), place.read_receipt(second)
+    differences = differences_of(a, b)
+    blocking = [difference for difference in differences if difference.blocks]
+    declared = sorted(declared_features(a, b))
+    if json:
+        print_json(
+            {
+                "a": a.receipt_id,
+                "b": b.receipt_id,
+                "comparable": not blocking,
+                "declared": declared,
+                "differences": [
+                    {"field": d.field, "a": d.a, "b": d.b, "blocks": d.blocks} for d in differences
+                ],
+            }
+        )
+        return
+    allowed = f" (may differ in {', '.join(declared)})" if declared else ""
+    if blocking:
+        fields = ", ".join(difference.field for difference in blocking)
+        typer.echo(f"not comparable{allowed}: they differ in {fields}")
+    else:
+        typer.echo(f"comparable{allowed}")
+    for receipt in (a, b):
+        if receipt.outcome.validity == "invalid":
+            typer.echo(f"{receipt.receipt_id} is invalid and counts for nothing")
+    print_table(
+        ("", "field", "a", "b"),
+        [("✗" if d.blocks else "", d.field, _value(d.a), _value(d.b)) for d in differences],
+    )
+
+
+def reindex(store: StoreOption = None, json: JsonFlag = False) -> None:
+    """Rebuild the index from the files; nothing is ever lost by it."""
+    from dataclasses import asdict
+
+    from lanewise.receipts.index import Index
+
+    place = _store(store)
+    index = Index(place)
+    done = index.reindex()
+    unreadable = [
+        *index.query(kind="receipt", limit=0).unreadable,
+        *index.query(kind="decision", limit=0).unreadable,
+    ]
+    if json:
+        print_json({**asdict(done), "unreadable": unreadable})
+        return
+    where = done.path or "memory: the store cannot be written"
+    typer.echo(
+        f"receipts {done.num_receipts}, decisions {done.num_decisions}, "
+        f"unreadable {done.num_unreadable}: indexed in {where}"
+    )
+    for error in unreadable:
+        typer.echo(f"unreadable: {error}", err=True)
+
+
+_LIST_HEADERS = (
+    "receipt",
+    "created",
+    "lane",
+    "campaign",
+    "feature",
+    "arm",
+    "block",
+    "step",
+    "tokens/s",
+    "peak",
+    "goodput",
+    "status",
+    "validity",
+)
+
+
+def _store(option: str | None) -> Store:
+    from lanewise.receipts.store import Store
+
+    return Store(store_root(option))
+
+
+def _list_row(row: IndexRow) -> tuple[str, ...]:
+    from lanewise.receipts.document import short
+    from lanewise.receipts.summary import format_bytes, format_count, format_percent, format_seconds
+
+    fields = row.fields
+    return (
+        short(fields.id or ""),
+        (fields.created_at or "")[:19].replace("T", " "),
+        fields.lane_name or "–",
+        fields.campaign_id or "–",
+        fields.ablation_id or "–",
+        fields.arm or "–",
+        "–" if fields.block is None else str(fields.block),
+        format_seconds(fields.median_step_seconds),
+        format_count(fields.tokens_per_second),
+        format_bytes(fields.peak_bytes),
+        format_percent(fields.goodput_ratio),
+        fields.status or "–",
+        fields.validity or "–",
+    )
+
+
+def _listing_document(listing: Listing) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "receipts": [{**asdict(row.fields), "location": row.location} for row in listing.rows],
+        "num_matches": listing.num_matches,
+        "unreadable": list(listing.unreadable),
+    }
+
+
+def _all_faults(references: list[str], store: Store) -> Iterator[tuple[str, list[str]]]:
+    from pathlib import Path
+
+    from lanewise.errors import ReceiptError
+    from lanewise.receipts.store import Store as StoreClass
+    from lanewise.receipts.validate import record_file_faults, store_faults
+
+    if not references:
+        yield from store_faults(store)
+    for reference in references:
+        if Path(reference).is_dir():
+            yield from store_faults(StoreClass(reference))
+            continue
+        try:
+            location = store.locate_receipt(reference)
+        except ReceiptError as error:
+            yield reference, [str(error)]
+        else:
+            yield location, record_file_faults(location, store)
+
+
+def _value(value: Any) -> str:
+    import json
+
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_VALUE_WIDTH else text[: MAX_VALUE_WIDTH - 1] + "…"

@@ -173,7 +173,10 @@ class PrecisionSpec(Spec):
 
 
 class TopologySpec(Spec):
-    """Devices and how the model is spread over them. World size is the product of the parallel degrees."""
+    """Devices and how the model is spread over them.
+
+    World size = dp_replicate × dp_shard × tp × cp × pp; `ep` and `etp` regroup those ranks and add none.
+    """
 
     machine: str = "auto"
     """Machine class, e.g. `h100-sxm-80gb`; `auto` takes the machine the run finds. Not part of the lane digest."""

@@ -7,13 +7,15 @@ Shapes: q, k [B, H, T, D_qk], v [B, H, T, D_v] → [B, H, T, D_v]. Scale is a pl
 Dtypes: q, k and v alike, result the same.
 Sources: Vaswani et al., arXiv 1706.03762, eq. 1; Dao et al., FlashAttention, arXiv 2205.14135, §3.1 (backward).
 
-The default order was measured on one x86-64 core, fp32, forward and backward, B·H = 64 (32 from T 256, 16 at T 512):
+The default order was measured on one x86-64 core, fp32, forward and backward, in ms of CPU time. With equal head dims
+torch's flash kernel is eligible and ahead up to T 128; with unequal ones, as in MLA, the blocks win:
 
-    T    D_qk  D_v    sdpa   padded   blocked   (ms)
-    64    32   32      2.6      –        2.6
-    64    48   32      4.3     4.1       3.0
-    256   48   32     31      22        14
-    512  128   64     94      96        49
+    B·H  T      D_qk  D_v    sdpa   padded   blocked
+    64   64     32    32      3.1      –       3.6
+    64   128    32    32      9.6      –      10.7
+    64   64     48    32      5.6     5.9      5.1
+    16   512    128   64       88      98       54
+     8   1,024  128   64      212     146      101
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ MAX_BLOCKED_T = 1_024
 def _fits_blocked(dims: Mapping[str, int]) -> str | None:
     if dims["T"] > MAX_BLOCKED_T:
         return f"T = {dims['T']} is above {MAX_BLOCKED_T}: it keeps B·H·T²/2 probabilities"
+    if dims["D_qk"] == dims["D_v"]:
+        return f"D_qk = D_v = {dims['D_v']}: torch's flash kernel is eligible and as fast"
     return None
 
 

@@ -7,15 +7,24 @@ Hashing: RFC 8785 canonical JSON → sha256; `receipt_id` hashes the body withou
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA_VERSION = "1.0.0"
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0.0)]
+
+
+def _null_unless_finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+FiniteOrNull = Annotated[float | None, BeforeValidator(_null_unless_finite)]
+"""A training quantity that may diverge: NaN and infinities, which JSON cannot hold, become null."""
 
 BADPUT_CATEGORIES: tuple[str, ...] = (
     "device_init",
@@ -36,9 +45,9 @@ BADPUT_CATEGORIES: tuple[str, ...] = (
 
 
 class Record(BaseModel):
-    """Base of every part of a record: strict for writers, immutable."""
+    """Base of every part of a record: strict for writers, immutable, no NaN or infinity (JSON has none)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Producer(Record):
@@ -229,10 +238,10 @@ class Routing(Record):
 class Numerics(Record):
     """Loss in nats per token."""
 
-    loss_first: float | None
-    loss_last: float | None
+    loss_first: FiniteOrNull
+    loss_last: FiniteOrNull
     losses_finite: bool
-    grad_norm_last: float | None
+    grad_norm_last: FiniteOrNull
     grad_norm_finite: bool
     paired_loss_max_abs_diff: float | None = None
     """Null in a single run; decisions compare the arms."""
@@ -356,7 +365,8 @@ class StepSeries(Record):
     """Since the run began."""
     duration_seconds: tuple[float, ...]
     data_wait_seconds: tuple[float, ...]
-    loss: tuple[float, ...]
-    grad_norm: tuple[float, ...]
+    loss: tuple[FiniteOrNull, ...]
+    grad_norm: tuple[FiniteOrNull, ...]
+    """Null where the value was not finite."""
     tags: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Tag → indices into the lists above."""

@@ -1,0 +1,134 @@
+"""Machine classes: the comparable part of a machine's identity, as a checked name.
+
+`cpu-<arch>-<cores>c` (`cpu-x86_64-2c`) or `<model>-<form>-<memory>gb` (`h100-sxm-80gb`). A bare nickname such as `h200`
+is refused: it hides form factor and memory, and timings of such machines must not meet in one test.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from lanewise.errors import UsageError
+
+DeviceType = Literal["cpu", "cuda"]
+
+CPU_CLASS = re.compile(r"cpu-[a-z0-9_]+-[1-9][0-9]*c")
+GPU_CLASS = re.compile(r"(?!cpu-)[a-z0-9]+-[a-z0-9]+-[1-9][0-9]*gb")
+RULE = (
+    "a machine class is `<model>-<form>-<memory>gb`, e.g. h200-sxm-141gb, or `cpu-<arch>-<cores>c`, "
+    "e.g. cpu-x86_64-2c; `lanewise doctor` prints the class of this machine"
+)
+_FORMS = ("sxm", "pcie", "nvl", "oam")
+_SXM_ONLY = frozenset({"h200", "b200", "b300", "gb200", "gb300"})
+"""Models whose marketing name leaves out the form when it is SXM (their other forms say so)."""
+
+
+def fault(machine_class: str) -> str | None:
+    """Why a name is no machine class, or None."""
+    if CPU_CLASS.fullmatch(machine_class) or GPU_CLASS.fullmatch(machine_class):
+        return None
+    return f"is a nickname, not a machine class: {RULE}"
+
+
+def require_machine_class(machine_class: str) -> None:
+    """Refuse a name that is no machine class.
+
+    Raises:
+        UsageError: with the rule and examples.
+    """
+    reason = fault(machine_class)
+    if reason is not None:
+        raise UsageError(f"machine '{machine_class}' {reason}")
+
+
+def device_type_of(machine_class: str) -> DeviceType:
+    """`cpu` or `cuda`, read off a valid machine class."""
+    return "cpu" if machine_class.startswith("cpu-") else "cuda"
+
+
+def detect_machine_class(
+    device_type: DeviceType,
+    *,
+    query_gpu: Callable[[], str] | None = None,
+) -> str:
+    """The class of the present machine, without importing torch.
+
+    Args:
+        device_type: which device of the machine is meant.
+        query_gpu: returns `name, memory in MiB` of the first GPU; None asks `nvidia-smi`.
+
+    Raises:
+        UsageError: `cuda` was asked for and no GPU answers.
+    """
+    if device_type == "cpu":
+        return f"cpu-{_arch(platform.machine())}-{usable_cores()}c"
+    line = (query_gpu or _query_nvidia_smi)()
+    return gpu_class(line)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpu_class(nvidia_smi_line: str) -> str:
+    """Machine class from one CSV line `name, memory.total [MiB]` of nvidia-smi.
+
+    >>> gpu_class("NVIDIA H100 80GB HBM3, 81559")
+    'h100-sxm-80gb'
+    """
+    name, _, memory_mib = nvidia_smi_line.rpartition(",")
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word != "nvidia"]
+    if not words or not memory_mib.strip().isdigit():
+        raise UsageError(
+            f"nvidia-smi answered {nvidia_smi_line!r}; name the machine yourself: {RULE}"
+        )
+    model = words[0] if words[0] != "geforce" else "".join(words[1:3])
+    # Nominal sizes are what is usable plus a reserve below 1 GiB: 81559 MiB is the 80 GB part.
+    memory_gb = math.ceil(int(memory_mib) / 1024)
+    return f"{model}-{_form(model, words)}-{memory_gb}gb"
+
+
+def _form(model: str, words: Sequence[str]) -> str:
+    named = next((form for form in _FORMS for word in words if word.startswith(form)), None)
+    if named:
+        return named
+    # NVIDIA names the SXM parts by their memory technology ("H100 80GB HBM3") or not at all ("H200").
+    if model in _SXM_ONLY or any(word.startswith("hbm") for word in words):
+        return "sxm"
+    return "pcie"
+
+
+def _arch(machine: str) -> str:
+    lowered = machine.lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(lowered, lowered or "unknown")
+
+
+def _query_nvidia_smi() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        raise UsageError(
+            "device cuda was asked for, but nvidia-smi is not on PATH; use device cpu, or install the NVIDIA driver"
+        )
+    answer = subprocess.run(
+        [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = answer.stdout.strip().splitlines()
+    if answer.returncode != 0 or not lines:
+        reason = (answer.stderr or answer.stdout).strip().splitlines()
+        raise UsageError(
+            f"nvidia-smi found no GPU ({reason[0] if reason else 'no output'}); use device cpu, or check the driver"
+        )
+    return lines[0]

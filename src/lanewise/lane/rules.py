@@ -1,0 +1,173 @@
+"""Rules between the sizes of a lane that a type cannot state; each break names the key, the rule and what fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from lanewise.lane import machine, pattern, topology
+from lanewise.lane.features import BY_KEY
+from lanewise.lane.resolve import OP_NAMES, state_fault
+from lanewise.lane.schema import AttentionSpec, Lane, MambaSpec, ModelSpec, SparseAttentionSpec
+from lanewise.lane.suggest import did_you_mean
+from lanewise.lane.topology import Fault, divisors_in_words
+
+BYTE_VOCABULARY = 257
+"""256 byte values and the document separator."""
+MAX_CHUNK_ROWS = 64
+"""Largest chunk × rank of a MIMO chunk: one tile of rows (reference-system, Mamba-3)."""
+
+
+def faults(lane: Lane) -> Iterator[Fault]:
+    """Every rule a lane breaks, as the path of the key and the rest of the sentence."""
+    model = lane.model
+    reason = pattern.fault(model.pattern)
+    if reason is not None:
+        yield ("model", "pattern"), f"= '{model.pattern}' {reason}"
+    else:
+        yield from _pattern_faults(model)
+    if model.attention:
+        yield from _attention_faults(model.attention)
+    if model.mamba:
+        yield from _mamba_faults(model.mamba, lane.batch.sequence_length)
+    yield from _other_model_faults(model)
+    yield from _recipe_faults(lane)
+    yield from _name_faults(lane)
+    yield from topology.faults(lane.topology, model)
+
+
+def _pattern_faults(model: ModelSpec) -> Iterator[Fault]:
+    letters = pattern.layer_letters(model)
+    for letter in sorted(set(letters)):
+        table = pattern.TABLE_OF_LETTER.get(letter)
+        if table and getattr(model, table) is None:
+            yield (
+                ("model", "pattern"),
+                f"= '{model.pattern}' has {letter} ({pattern.LETTERS[letter]}), which needs the table [model.{table}]",
+            )
+    if model.mtp and model.attention is None:
+        yield ("model", "mtp"), "needs [model.attention], the block of every MTP depth"
+    if model.attention and model.attention.sparse:
+        yield from _sparse_faults(model.attention.sparse, num_attention=letters.count("A"))
+
+
+def _sparse_faults(sparse: SparseAttentionSpec, *, num_attention: int) -> Iterator[Fault]:
+    for key, bound, what in (
+        ("layer_ranks", num_attention, "A layers"),
+        ("full_ranks", len(sparse.layer_ranks), "sparse layers"),
+    ):
+        ranks: tuple[int, ...] = getattr(sparse, key)
+        path = ("model", "attention", "sparse", key)
+        if list(ranks) != sorted(set(ranks)):
+            yield path, f"= {list(ranks)} must rise without repeats"
+        outside = [rank for rank in ranks if rank >= bound]
+        if outside:
+            yield (
+                path,
+                f"= {list(ranks)} names rank {outside[0]}, but the model has {bound} {what} (ranks 0 to {bound - 1})",
+            )
+    if not sparse.layer_ranks:
+        yield (
+            ("model", "attention", "sparse", "layer_ranks"),
+            '= [] makes no layer sparse; set model.attention.sparse = "none" instead',
+        )
+    elif 0 not in sparse.full_ranks:
+        yield (
+            ("model", "attention", "sparse", "full_ranks"),
+            f"= {list(sparse.full_ranks)} must hold 0: the first sparse layer has no earlier index to reuse",
+        )
+
+
+def _attention_faults(attention: AttentionSpec) -> Iterator[Fault]:
+    if attention.qk_rope_head_dim % 2:
+        yield (
+            ("model", "attention", "qk_rope_head_dim"),
+            f"= {attention.qk_rope_head_dim} is odd; rotation turns pairs of coordinates, use an even number",
+        )
+
+
+def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
+    path = ("model", "mamba")
+    if mamba.num_heads % mamba.num_groups:
+        yield (
+            (*path, "num_groups"),
+            f"= {mamba.num_groups} does not divide num_heads = {mamba.num_heads}; "
+            f"use {divisors_in_words(mamba.num_heads)}",
+        )
+    rotated = math.floor(mamba.state_size * mamba.rope_fraction)
+    if rotated % 2:
+        yield (
+            (*path, "rope_fraction"),
+            f"= {mamba.rope_fraction} rotates {rotated} of state_size = {mamba.state_size} coordinates, an odd number; "
+            "rotation turns pairs",
+        )
+    if mamba.chunk_size > sequence_length:
+        yield (
+            (*path, "chunk_size"),
+            f"= {mamba.chunk_size} exceeds batch.sequence_length = {sequence_length}; use at most {sequence_length}",
+        )
+    if mamba.mimo_rank > 1 and mamba.chunk_size * mamba.mimo_rank > MAX_CHUNK_ROWS:
+        yield (
+            (*path, "chunk_size"),
+            f"= {mamba.chunk_size} × mimo_rank = {mamba.mimo_rank} exceeds {MAX_CHUNK_ROWS} rows; "
+            f"use at most {max(1, MAX_CHUNK_ROWS // mamba.mimo_rank)}",
+        )
+    if mamba.dt_min > mamba.dt_max:
+        yield (*path, "dt_min"), f"= {mamba.dt_min} exceeds dt_max = {mamba.dt_max}"
+    if mamba.dt_floor > mamba.dt_max:
+        yield (*path, "dt_floor"), f"= {mamba.dt_floor} exceeds dt_max = {mamba.dt_max}"
+
+
+def _other_model_faults(model: ModelSpec) -> Iterator[Fault]:
+    if model.moe and model.moe.top_k > model.moe.num_experts:
+        yield (
+            ("model", "moe", "top_k"),
+            f"= {model.moe.top_k} exceeds num_experts = {model.moe.num_experts}; "
+            f"use at most {model.moe.num_experts}",
+        )
+    if model.ngram_embedding and not model.ngram_embedding.orders:
+        yield (
+            ("model", "ngram_embedding", "orders"),
+            '= [] hashes nothing; set model.ngram_embedding = "none" instead',
+        )
+
+
+def _recipe_faults(lane: Lane) -> Iterator[Fault]:
+    optimizer = lane.optimizer
+    if optimizer.warmup_steps >= optimizer.decay_steps:
+        yield (
+            ("optimizer", "warmup_steps"),
+            f"= {optimizer.warmup_steps} must be below decay_steps = {optimizer.decay_steps}",
+        )
+    if optimizer.min_learning_rate > optimizer.learning_rate:
+        yield (
+            ("optimizer", "min_learning_rate"),
+            f"= {optimizer.min_learning_rate} exceeds learning_rate = {optimizer.learning_rate}",
+        )
+    if max(optimizer.betas) >= 1.0:
+        yield ("optimizer", "betas"), f"= {list(optimizer.betas)} must be below 1"
+    if lane.data.tokenizer == "bytes" and lane.model.vocab_size < BYTE_VOCABULARY:
+        yield (
+            ("model", "vocab_size"),
+            f"= {lane.model.vocab_size} is too small for byte tokens; use at least {BYTE_VOCABULARY} "
+            "(256 bytes and a document separator)",
+        )
+
+
+def _name_faults(lane: Lane) -> Iterator[Fault]:
+    wanted = lane.topology.machine
+    reason = None if wanted == "auto" else machine.fault(wanted)
+    if reason is not None:
+        yield ("topology", "machine"), f"= '{wanted}' {reason}"
+    for key, state in lane.features.items():
+        feature = BY_KEY.get(key)
+        reason = (
+            f"unknown feature. {did_you_mean(key, BY_KEY)}"
+            if feature is None
+            else state_fault(feature, state)
+        )
+        if reason is not None:
+            yield ("features", key), reason
+    for op in lane.ops:
+        if op not in OP_NAMES:
+            yield ("ops", op), f"unknown op. {did_you_mean(op, OP_NAMES)}"

@@ -1,0 +1,199 @@
+"""Read TOML and YAML files into tables, remembering the line of every key so that a problem can name its place."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lanewise.errors import LaneError, Problem
+
+KeyPath = tuple[str | int, ...]
+
+_KEY_PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
+_TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """A parsed file.
+
+    Attributes:
+        name: file as the user wrote it, used in messages.
+        tables: its content.
+        lines: path of a key → 1-based line.
+    """
+
+    name: str
+    tables: dict[str, Any]
+    lines: Mapping[KeyPath, int]
+
+    def where(self, path: KeyPath) -> str:
+        """`file:line` of a key, of its nearest enclosing table, or the file alone."""
+        for length in range(len(path), 0, -1):
+            line = self.lines.get(path[:length])
+            if line is not None:
+                return f"{self.name}:{line}"
+        return self.name
+
+
+def dotted(path: KeyPath) -> str:
+    """`model.moe.top_k` for `("model", "moe", "top_k")`."""
+    return ".".join(str(part) for part in path)
+
+
+def read_text(path: Path, *, what: str) -> str:
+    """The text of a file.
+
+    Raises:
+        LaneError: it is missing, a folder, unreadable, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise LaneError(f"no {what} file '{path}'; check the path") from error
+    except IsADirectoryError as error:
+        raise LaneError(f"'{path}' is a folder, not a {what} file; name the file in it") from error
+    except UnicodeDecodeError as error:
+        raise LaneError(
+            f"'{path}' is not UTF-8 text (byte {error.start}); a {what} file is plain text"
+        ) from error
+    except OSError as error:
+        raise LaneError(f"cannot read the {what} file '{path}': {error.strerror}") from error
+
+
+def parse_toml(text: str, *, name: str) -> Document:
+    """Parse TOML.
+
+    Raises:
+        LaneError: the text is not TOML; names the line.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        place = _TOML_PLACE.search(message)
+        last_line = text.count("\n") + 1
+        line = int(place[1]) if place and place[1] else last_line
+        column = f" (column {place[2]})" if place and place[2] else ""
+        reason = _TOML_PLACE.sub("", message)
+        raise LaneError(
+            [Problem(where=f"{name}:{line}", path="", message=f"not valid TOML: {reason}{column}")]
+        ) from error
+    return Document(name=name, tables=tables, lines=dict(_toml_lines(text)))
+
+
+def parse_yaml(text: str, *, name: str) -> Document:
+    """Parse YAML with the safe loader; the document must be a mapping without repeated keys.
+
+    Raises:
+        LaneError: the text is not YAML, not a mapping, or repeats a key; names the line.
+    """
+    # PyYAML is loaded only here: lanes are TOML, and the command line must start fast.
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tables = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = name if mark is None else f"{name}:{mark.line + 1}"
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise LaneError(
+            [Problem(where=where, path="", message=f"not valid YAML: {reason}")]
+        ) from error
+    if not isinstance(tables, dict):
+        raise LaneError(
+            f"{name}: the YAML document is not a mapping of tables; see `lanewise lane show --help`"
+        )
+    lines: dict[KeyPath, int] = {}
+    for path, line in _yaml_lines(node, ()):
+        if path in lines:
+            message = f"set twice, first on line {lines[path]}; keep one"
+            raise LaneError([Problem(where=f"{name}:{line}", path=dotted(path), message=message)])
+        lines[path] = line
+    return Document(name=name, tables=tables, lines=lines)
+
+
+def _yaml_lines(node: Any, prefix: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    if node.id == "mapping":
+        for key, value in node.value:
+            path = (*prefix, str(key.value))
+            yield path, key.start_mark.line + 1
+            yield from _yaml_lines(value, path)
+    elif node.id == "sequence":
+        for index, value in enumerate(node.value):
+            yield (*prefix, index), value.start_mark.line + 1
+            yield from _yaml_lines(value, (*prefix, index))
+
+
+def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
+    """Line of every table header and key of a text known to be valid TOML."""
+    prefix: KeyPath = ()
+    elements_of_array: dict[KeyPath, int] = {}
+    for line, statement in _statements(text):
+        if statement.startswith("[["):
+            array = _key_parts(statement[2:])[0]
+            index = elements_of_array.get(array, 0)
+            elements_of_array[array] = index + 1
+            prefix = (*array, index)
+            yield prefix, line
+        elif statement.startswith("["):
+            prefix = _key_parts(statement[1:])[0]
+            yield prefix, line
+        else:
+            keys, _rest = _key_parts(statement)
+            for length in range(1, len(keys) + 1):
+                yield (*prefix, *keys[:length]), line
+            yield from _inline_keys(tomllib.loads(statement), prefix, line)
+
+
+def _inline_keys(value: Any, prefix: KeyPath, line: int) -> Iterator[tuple[KeyPath, int]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield (*prefix, key), line
+            yield from _inline_keys(item, (*prefix, key), line)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _inline_keys(item, (*prefix, index), line)
+
+
+def _key_parts(statement: str) -> tuple[KeyPath, str]:
+    """The dotted key at the start of a statement, and what follows it."""
+    parts: list[str] = []
+    position = 0
+    while match := _KEY_PART.match(statement, position):
+        parts.append(next(group for group in match.groups() if group is not None))
+        position = match.end()
+        if statement[position : position + 1] != ".":
+            break
+        position += 1
+    return tuple(parts), statement[position:]
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """Headers and `key = value` statements with their first line; a value may span lines."""
+    start = 0
+    pending: list[str] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not pending:
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            start = number
+        pending.append(line)
+        statement = "\n".join(pending).strip()
+        if statement.startswith("[") or _is_whole(statement):
+            yield start, statement
+            pending = []
+
+
+def _is_whole(statement: str) -> bool:
+    """Whether a statement's value is closed: adding lines stops as soon as it parses."""
+    try:
+        tomllib.loads(statement)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True

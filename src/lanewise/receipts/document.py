@@ -1,0 +1,161 @@
+"""From bytes to a checked record: parse, version, identity, shape. Every refusal is one line that names the file."""
+
+from __future__ import annotations
+
+import functools
+import json
+import operator
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from pydantic import ValidationError, create_model
+
+from lanewise.errors import ReceiptError
+from lanewise.lane.digest import digest
+from lanewise.receipts.migrate import Document, is_newer_minor, upcast
+from lanewise.receipts.schema import Record, RunReceipt
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def receipt_id_of(body: Mapping[str, Any]) -> str:
+    """`sha256:…` over the canonical JSON (RFC 8785) of a receipt's body without its `receipt_id`."""
+    return digest({name: value for name, value in body.items() if name != "receipt_id"})
+
+
+def parse_document(content: bytes, where: str) -> Document:
+    """Parse JSON bytes and lift them to the current major version.
+
+    Args:
+        content: the file's bytes.
+        where: the file, for messages.
+
+    Raises:
+        ReceiptError: truncated, not JSON, not an object, or of a newer major version.
+    """
+    return _lift(parse_json(content, where), where)
+
+
+def parse_json(content: bytes, where: str) -> Document:
+    """Parse JSON bytes into an object, whatever version it is of.
+
+    Raises:
+        ReceiptError: truncated, not JSON, or not an object.
+    """
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        kind = "truncated" if _looks_truncated(content) else "not JSON"
+        raise ReceiptError(
+            f"{where}: {kind} ({error}); restore the file from a copy, or delete it"
+        ) from error
+    if not isinstance(document, dict):
+        raise ReceiptError(
+            f"{where}: holds a JSON {type(document).__name__}, a record is an object; delete the file"
+        )
+    return document
+
+
+def parse_receipt(content: bytes, where: str) -> RunReceipt:
+    """Parse, lift, check the identity and the shape of a receipt.
+
+    Raises:
+        ReceiptError: it cannot be read or does not hold what it claims.
+    """
+    document = parse_json(content, where)
+    lifted = _lift(document, where)
+    check_identity(document, where)
+    return build_record(RunReceipt, lifted, where)
+
+
+def parse_record(model: type[RecordT], content: bytes, where: str) -> RecordT:
+    """Parse, lift and check the shape of a decision or a campaign.
+
+    Raises:
+        ReceiptError: it cannot be read or does not have the shape of its version.
+    """
+    return build_record(model, parse_document(content, where), where)
+
+
+def check_identity(document: Document, where: str) -> None:
+    """Compare the id in a receipt, as it was written, with the digest of its content.
+
+    Raises:
+        ReceiptError: there is no id, or the content is not what was hashed.
+    """
+    claimed = document.get("receipt_id")
+    if not isinstance(claimed, str):
+        raise ReceiptError(f"{where}: has no receipt_id; it is no receipt")
+    try:
+        actual = receipt_id_of(document)
+    except ValueError as error:
+        raise ReceiptError(f"{where}: cannot be hashed ({error}); it was altered") from error
+    if actual != claimed:
+        raise ReceiptError(
+            f"{where}: altered: it claims {short(claimed)} and its content is {short(actual)}; "
+            "restore the file from a copy, or delete it"
+        )
+
+
+def build_record(model: type[RecordT], document: Document, where: str) -> RecordT:
+    """Check the shape of a document; fields of a newer minor version are kept, in place, as extras.
+
+    Raises:
+        ReceiptError: the first fault, with the number of others.
+    """
+    reader = lenient(model) if is_newer_minor(document) else model
+    try:
+        return reader.model_validate(document)
+    except ValidationError as error:
+        raise ReceiptError(f"{where}: {first_fault(error)}; the file was altered") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault of a validation in one phrase: path, rule, and how many more there are."""
+    faults = error.errors(include_url=False, include_context=False)
+    place = ".".join(str(part) for part in faults[0]["loc"]) or "the document"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{place}: {faults[0]['msg']}{more}"
+
+
+@functools.cache
+def lenient(model: type[RecordT]) -> type[RecordT]:
+    """The same record for readers: it and every record inside keep fields they do not know."""
+    fields: dict[str, Any] = {
+        name: (_lenient_annotation(info.annotation), info)
+        for name, info in model.model_fields.items()
+    }
+    return create_model(model.__name__, __base__=model, __cls_kwargs__={"extra": "allow"}, **fields)
+
+
+def short(receipt_id: str, num_digits: int = 12) -> str:
+    """The first digits of an id, as tables show it."""
+    return receipt_id.removeprefix("sha256:")[:num_digits]
+
+
+def _lenient_annotation(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        return lenient(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is None or origin is typing.Literal:
+        return annotation
+    if origin is Annotated:
+        return Annotated[(_lenient_annotation(arguments[0]), *arguments[1:])]
+    rewritten = tuple(_lenient_annotation(argument) for argument in arguments)
+    if origin in {types.UnionType, typing.Union}:
+        return functools.reduce(operator.or_, rewritten)
+    return origin[rewritten]
+
+
+def _lift(document: Document, where: str) -> Document:
+    try:
+        return upcast(document)
+    except ReceiptError as error:
+        raise ReceiptError(f"{where}: {error}") from error
+
+
+def _looks_truncated(content: bytes) -> bool:
+    stripped = content.strip()
+    return not stripped or (stripped.startswith(b"{") and not stripped.endswith(b"}"))

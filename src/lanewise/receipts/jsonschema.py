@@ -1,0 +1,50 @@
+"""JSON Schema 2020-12 of every record, generated from the models: `python -m lanewise.receipts.jsonschema` writes them.
+
+A test fails when the committed files differ from what is generated here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lanewise.receipts.decision import CampaignRecord, Decision
+from lanewise.receipts.schema import Record, RunReceipt, StepSeries
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+SCHEMAS: Mapping[str, type[Record]] = {
+    "receipt-1.0.json": RunReceipt,
+    "decision-1.0.json": Decision,
+    "campaign-1.0.json": CampaignRecord,
+    "steps-1.0.json": StepSeries,
+}
+DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "schemas"
+
+
+def json_schema(model: type[Record]) -> dict[str, Any]:
+    """The JSON Schema of a record as it is stored; unknown fields are refused, as by its writer."""
+    return {"$schema": DIALECT, **model.model_json_schema(mode="serialization")}
+
+
+def schema_text(model: type[Record]) -> str:
+    """The schema as it is committed."""
+    return json.dumps(json_schema(model), indent=2, ensure_ascii=False) + "\n"
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Write every schema into a folder and return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, model in SCHEMAS.items():
+        path = folder / name
+        path.write_text(schema_text(model), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    for written in write_schemas(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_FOLDER):
+        sys.stdout.write(f"{written}\n")

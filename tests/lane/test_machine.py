@@ -1,0 +1,71 @@
+import os
+import platform
+
+import pytest
+
+from lanewise.errors import UsageError
+from lanewise.lane import machine
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cpu-x86_64-2c", "cpu-aarch64-128c", "h100-sxm-80gb", "h200-sxm-141gb", "a100-pcie-40gb"],
+)
+def test_machine_classes(name: str) -> None:
+    assert machine.fault(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["h200", "H100", "h100-sxm", "h100-80gb", "cpu", "cpu-x86_64", "cpu-x86_64-0c", "", "auto"],
+)
+def test_nicknames_are_refused_with_the_rule(name: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"nickname.*h200-sxm-141gb.*cpu-x86_64-2c.*lanewise doctor"
+    ):
+        machine.require_machine_class(name)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3, 81559", "h100-sxm-80gb"),
+        ("NVIDIA H100 PCIe, 81559", "h100-pcie-80gb"),
+        ("NVIDIA H100 NVL, 95830", "h100-nvl-94gb"),
+        ("NVIDIA H200, 143771", "h200-sxm-141gb"),
+        ("NVIDIA H200 NVL, 143771", "h200-nvl-141gb"),
+        ("NVIDIA A100-SXM4-40GB, 40960", "a100-sxm-40gb"),
+        ("NVIDIA GeForce RTX 4090, 24564", "rtx4090-pcie-24gb"),
+    ],
+)
+def test_gpu_class_of_what_nvidia_smi_prints(line: str, expected: str) -> None:
+    assert machine.detect_machine_class("cuda", query_gpu=lambda: line) == expected
+    assert machine.fault(expected) is None
+    assert machine.device_type_of(expected) == "cuda"
+
+
+def test_nonsense_from_nvidia_smi_is_an_error() -> None:
+    with pytest.raises(UsageError, match="nvidia-smi answered 'No devices'"):
+        machine.gpu_class("No devices")
+
+
+def test_cpu_class_counts_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 2, 5}, raising=False)
+    assert machine.detect_machine_class("cpu") == "cpu-x86_64-3c"
+
+
+def test_cores_without_affinity_come_from_cpu_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert machine.usable_cores() == 7
+
+
+def test_the_present_machine_has_a_class() -> None:
+    assert machine.fault(machine.detect_machine_class("cpu")) is None
+
+
+def test_a_missing_gpu_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda _name: None)
+    with pytest.raises(UsageError, match="nvidia-smi is not on PATH; use device cpu"):
+        machine.detect_machine_class("cuda")

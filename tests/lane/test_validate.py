@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import pytest
+
+from lanewise.errors import LaneError
+from lanewise.lane.load import load_lane
+from lanewise.lane.rules import faults
+
+
+def problems_of(name: str, *overrides: str) -> list[str]:
+    with pytest.raises(LaneError) as caught:
+        load_lane(name, overrides)
+    return str(caught.value).splitlines()
+
+
+def test_every_problem_is_listed_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(
+        'extends = "nam56r-period"\n'  # line 1
+        "[model.mamba]\n"
+        "num_heads = 56\n"
+        "num_groups = 5\n"  # 4
+        "[model.moe]\n"
+        "topk = 3\n"  # 6
+        'top_k = "4"\n'  # 7
+        'activation = "gellu"\n'  # 8
+        "[optimizer]\n"
+        "learning_rate = inf\n"  # 10
+        "[model]\n"
+        "num_layers = true\n"  # 12
+        "[bach]\n"  # 13
+        "x = 1\n"
+        "[topology]\n"
+        'machine = "h200"\n',  # 16
+        encoding="utf-8",
+    )
+    lines = problems_of(str(path))
+    assert [line.removeprefix(f"{path}:") for line in lines[:-1]] == [
+        "4: model.mamba.num_groups = 5 does not divide num_heads = 56; use 1, 2, 4, 7, 8, 14, 28 or 56",
+        "6: model.moe.topk: unknown key. Did you mean 'top_k'?",
+        '7: model.moe.top_k = "4" is wrong: it must be a valid integer',
+        "8: model.moe.activation = \"gellu\" is not allowed; use 'gelu', 'swiglu' or 'relu2'. "
+        "Did you mean 'gelu'?",
+        "10: optimizer.learning_rate = inf is not a finite number",
+        "12: model.num_layers = true is wrong: it must be a valid integer",
+        "13: bach: unknown key. Did you mean 'batch'?",
+    ]
+    assert lines[-1].startswith(f"{path}:16: topology.machine = 'h200' is a nickname")
+
+
+def test_a_key_in_the_wrong_table_is_sent_to_the_right_one() -> None:
+    assert problems_of("nam56r-tiny", "model.chunk_size=8") == [
+        "--set model.chunk_size=8: model.chunk_size: unknown key here. It belongs in [model.mamba]."
+    ]
+
+
+def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text(
+        '[model]\nfamily = "x"\npattern = "E"\nnum_layers = 1\nhidden_size = 8\n'
+        "[batch]\nsequence_length = 8\nmicro_batch_size = 1\n",
+        encoding="utf-8",
+    )
+    (line,) = problems_of(str(path))
+    assert line.startswith(f"{path}:1: model.vocab_size: missing;")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["model.pattern=AEX"],
+            "model.pattern = 'AEX' has the impossible letter 'X' at position 3",
+        ),
+        (["model.pattern=aEMR"], "Did you mean 'A'?"),
+        (['model.pattern=""'], "model.pattern = '' is empty"),
+        (["model.mamba=none"], "has M (Mamba-3), which needs the table [model.mamba]"),
+        (
+            ["model.mamba.num_groups=3"],
+            "num_groups = 3 does not divide num_heads = 4; use 1, 2 or 4",
+        ),
+        (["model.mamba.chunk_size=128"], "chunk_size = 128 exceeds batch.sequence_length = 64"),
+        (
+            ["model.mamba.mimo_rank=8"],
+            "chunk_size = 16 × mimo_rank = 8 exceeds 64 rows; use at most 8",
+        ),
+        (["model.mamba.rope_fraction=0.35"], "rotates 11 of state_size = 32 coordinates, an odd"),
+        (["model.mamba.dt_min=1.0"], "dt_min = 1.0 exceeds dt_max = 0.1"),
+        (["model.mamba.dt_floor=1.0"], "dt_floor = 1.0 exceeds dt_max = 0.1"),
+        (["model.attention.qk_rope_head_dim=15"], "qk_rope_head_dim = 15 is odd"),
+        (["model.moe.top_k=9"], "top_k = 9 exceeds num_experts = 8"),
+        (["model.hidden_size=0"], "model.hidden_size = 0 is wrong: it must be greater than 0"),
+        (["model.hidden_size=-1"], "it must be greater than 0"),
+        (["model.hidden_size=12.5"], "it must be a valid integer"),
+        (["model.vocab_size=256"], "too small for byte tokens; use at least 257"),
+        (["optimizer.warmup_steps=1000"], "warmup_steps = 1000 must be below decay_steps = 1000"),
+        (["optimizer.min_learning_rate=1"], "min_learning_rate = 1.0 exceeds learning_rate"),
+        (["optimizer.betas=[0.9, 1.0]"], "betas = [0.9, 1.0] must be below 1"),
+        (["optimizer.betas=[0.9]"], "optimizer.betas"),
+        (["optimizer.betas=[0.9, nan]"], "optimizer.betas.1 = nan is not a finite number"),
+        (["seed=9007199254740993"], "seed = 9007199254740993 is too large"),
+        (["model=3"], "model = 3 is wrong: it must be an object"),
+        (["precision.compute=fp8"], "use 'fp32' or 'bf16'"),
+        (["name=Bad Name"], 'name = "Bad Name" is wrong'),
+        (["features.fused_mo=on"], "features.fused_mo: unknown feature. Did you mean 'fused_moe'?"),
+        (
+            ["features.fused_moe=onn"],
+            "features.fused_moe = 'onn' is no state of this feature. Did you",
+        ),
+        (
+            ["features.fused_moe=true"],
+            "features.fused_moe = true is wrong: it must be a valid string",
+        ),
+        (["ops.ssm_scam=x.y"], "ops.ssm_scam: unknown op. Did you mean 'ssm_scan'?"),
+        (["topology.machine=h200"], "topology.machine = 'h200' is a nickname"),
+        (["topology.ep=3"], "topology.ep = 3 does not divide"),
+    ],
+)
+def test_bad_values_get_one_line_with_the_rule(overrides: list[str], expected: str) -> None:
+    lines = problems_of("nam56r-tiny", *overrides)
+    assert any(expected in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["model.attention.sparse.layer_ranks=[1, 13]"],
+            "names rank 13, but the model has 13 A layers",
+        ),
+        (["model.attention.sparse.layer_ranks=[2, 1]"], "must rise without repeats"),
+        (["model.attention.sparse.layer_ranks=[]"], "makes no layer sparse"),
+        (
+            ["model.attention.sparse.full_ranks=[0, 9]"],
+            "names rank 9, but the model has 9 sparse layers",
+        ),
+        (["model.attention.sparse.full_ranks=[3]"], "must hold 0: the first sparse layer"),
+        (["model.ngram_embedding.orders=[]"], "hashes nothing"),
+        (["model.pattern=EM", "model.attention=none"], "model.mtp: needs [model.attention]"),
+    ],
+)
+def test_bad_sparse_and_mtp_settings(overrides: list[str], expected: str) -> None:
+    lines = problems_of("nam56r", *overrides)
+    assert any(expected in line for line in lines), lines
+
+
+@pytest.mark.parametrize("name", ["nam56r-tiny", "nam56r-period", "nam56r", "nam56r-4096"])
+def test_presets_break_no_rule(name: str) -> None:
+    assert list(faults(load_lane(name))) == []
+
+
+@pytest.mark.parametrize("letter", ["G", "D"])
+def test_letters_that_are_known_and_not_built_load(letter: str) -> None:
+    assert load_lane("nam56r-tiny", [f"model.pattern=AE{letter}"]).model.pattern == f"AE{letter}"

@@ -1,0 +1,53 @@
+"""The committed JSON Schemas are those of the models, and stored records satisfy them."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from tests.receipts.factory import make_campaign, make_decision, make_receipt, make_steps
+
+from lanewise.receipts.jsonschema import DEFAULT_FOLDER, SCHEMAS, json_schema, write_schemas
+from lanewise.receipts.schema import Record
+
+GOLDEN = Path(__file__).parent / "golden" / "receipt-1.0.json"
+EXAMPLES = {
+    "receipt-1.0.json": make_receipt(),
+    "decision-1.0.json": make_decision(),
+    "campaign-1.0.json": make_campaign(),
+    "steps-1.0.json": make_steps(),
+}
+
+
+def committed(name: str) -> jsonschema.Draft202012Validator:
+    schema = json.loads((DEFAULT_FOLDER / name).read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def test_the_committed_schemas_are_generated(tmp_path: Path) -> None:
+    for path in write_schemas(tmp_path):
+        kept = (DEFAULT_FOLDER / path.name).read_text(encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == kept, "run `make schema` and commit schemas/"
+    assert {path.name for path in DEFAULT_FOLDER.iterdir()} == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_records_as_stored_satisfy_their_schema(name: str) -> None:
+    validator = committed(name)
+    document = EXAMPLES[name].model_dump(mode="json")
+    validator.validate(document)
+    assert not validator.is_valid({**document, "surprise": 1})
+    assert not validator.is_valid({})
+
+
+def test_the_golden_receipt_satisfies_the_schema_of_its_version() -> None:
+    validator = committed("receipt-1.0.json")
+    document = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    validator.validate(document)
+    document["outcome"]["validity"] = "splendid"
+    assert not validator.is_valid(document)
+
+
+def test_a_schema_names_its_dialect() -> None:
+    assert json_schema(Record)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
