@@ -24,7 +24,7 @@ from lanewise.lane.digest import digest
 from lanewise.receipts.schema import Environment, Machine
 
 READ_VARIABLES: tuple[str, ...] = ("LANEWISE_STORE", "LANEWISE_DEBUG", "CXX")
-"""Variables that change what lanewise does. Its own change no computation and stay out of the environment digest."""
+"""Variables that change what lanewise does. They change no computation and stay out of the environment digest."""
 
 RECORDED_VARIABLES: tuple[str, ...] = (
     "ATEN_CPU_CAPABILITY",

@@ -1,4 +1,5 @@
 import builtins
+import contextlib
 import json
 from pathlib import Path
 
@@ -110,6 +111,23 @@ def test_parquet_with_another_column_or_type_is_refused(tmp_path: Path):
         read(path)
     with pytest.raises(DataError, match=r"column 'id' is int64, not a string column"):
         read(path, "id")
+
+
+def test_parquet_damaged_anywhere_is_named(tmp_path: Path):
+    path = tmp_path / "d.parquet"
+    table = pa.table({"text": [f"some text {i}" for i in range(50)]})
+    pq.write_table(table, path, use_dictionary=False)
+    whole = path.read_bytes()
+    messages = set()
+    for offset in range(4, len(whole) - 8, 16):
+        path.write_bytes(whole[:offset] + b"\xff" * 8 + whole[offset + 8 :])
+        with contextlib.suppress(DataError):
+            read(path)
+            continue
+        with pytest.raises(DataError, match=r"d\.parquet: (damaged|not a|no column)") as caught:
+            read(path)
+        messages.add(str(caught.value).split(" (")[0])
+    assert {"d.parquet: damaged Parquet file", "d.parquet: not a Parquet file"} <= messages
 
 
 def test_a_missing_path_says_what_to_give(tmp_path: Path):

@@ -167,7 +167,7 @@ def _text_of(entry: dict[str, Any], text_field: str, where: str) -> bytes:
     if text_field not in entry:
         raise DataError(
             f"{where}: no field {text_field!r}; it has {', '.join(sorted(entry)) or 'none'}; "
-            "name the text field with --set data.text_field="
+            "set data.text_field (`lanewise data`: --text-field) to the one that holds text"
         )
     text = entry[text_field]
     if not isinstance(text, str):
@@ -191,17 +191,20 @@ def _parquet(content: bytes, name: str, text_field: str) -> Iterator[bytes]:
         ) from None
     try:
         table = pq.ParquetFile(pa.BufferReader(content))
-    except pa.ArrowInvalid as error:
+    except (OSError, ValueError) as error:  # Arrow's own errors derive from these
         raise DataError(f"{name}: not a Parquet file ({error})") from None
     columns = table.schema_arrow.names
     if text_field not in columns:
         raise DataError(
             f"{name}: no column {text_field!r}; it has {', '.join(columns)}; "
-            "name the text column with --set data.text_field="
+            "set data.text_field (`lanewise data`: --text-field) to the one that holds text"
         )
     kind = table.schema_arrow.field(text_field).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{name}: column {text_field!r} is {kind}, not a string column")
-    for batch in table.iter_batches(columns=[text_field]):
-        for text in batch.column(0).to_pylist():
-            yield (text or "").encode("utf-8")
+    try:
+        for batch in table.iter_batches(columns=[text_field]):
+            for text in batch.column(0).to_pylist():
+                yield (text or "").encode("utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name}: damaged Parquet file ({error}); copy it again") from None

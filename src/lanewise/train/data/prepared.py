@@ -50,8 +50,8 @@ def is_prepared(path: Path) -> bool:
     return manifest.is_file() and b'"lanewise-corpus"' in manifest.read_bytes()
 
 
-def write_prepared(corpus: Corpus, out: Path, *, force: bool) -> Manifest:
-    """Write `corpus` to the new folder `out`.
+def check_target(out: Path, *, force: bool) -> None:
+    """Refuse to write over anything but a prepared corpus, and over that only by force.
 
     Raises:
         DataError: `out` exists and `force` is False, or `out` is something else than a prepared corpus.
@@ -64,6 +64,15 @@ def write_prepared(corpus: Corpus, out: Path, *, force: bool) -> Manifest:
         raise DataError(
             f"{str(out)!r} is a prepared corpus already; give --force to replace it, or another OUT"
         )
+
+
+def write_prepared(corpus: Corpus, out: Path, *, force: bool) -> Manifest:
+    """Write `corpus` to the folder `out`, whole or not at all.
+
+    Raises:
+        DataError: `check_target` refuses `out`.
+    """
+    check_target(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{secrets.token_hex(8)}.tmp")
     try:

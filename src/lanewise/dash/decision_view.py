@@ -1,0 +1,206 @@
+"""One decision as the report shows it: the row, the facts, the blocks and every receipt it stands on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lanewise.dash import format as fmt
+from lanewise.dash.evidence import Evidence
+from lanewise.dash.rows import Column, Row, interval_of
+from lanewise.dash.strips import Strip, strips
+from lanewise.receipts.decision import BlockRecord, Decision, MetricDelta
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReceiptView:
+    """One receipt as the report cites it."""
+
+    receipt_id: str
+    block: int
+    arm: str
+    state: str
+    validity: str
+    failed_checks: tuple[str, ...]
+    observed: str
+    warmup: str
+    step: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockView:
+    """One block as the report shows it."""
+
+    number: int
+    design: str
+    outcome: str
+    contrast: str
+    control: str
+    treated: str
+    quads: str
+    warmup: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecisionView:
+    """One row of the table with everything behind it."""
+
+    row: Row
+    title: str
+    decision_id: str
+    reason: str
+    facts: Pairs
+    requested: tuple[tuple[str, str, str], ...]
+    blocks: tuple[BlockView, ...]
+    receipts: tuple[ReceiptView, ...]
+    strips: tuple[Strip, ...]
+
+    @property
+    def size(self) -> str:
+        """How much stands behind the row: `3 blocks, 6 receipts`."""
+        if not self.receipts:
+            return "no receipts"
+        return (
+            f"{fmt.plural(len(self.blocks), 'block')}, {fmt.plural(len(self.receipts), 'receipt')}"
+        )
+
+    def sort_key(self, column: Column) -> str:
+        """What a column sorts by: a number where there is one, else the text."""
+        number = self.row.sort_keys.get(column.key)
+        return self.row.cell(column) if number is None else repr(number)
+
+
+def decision_view(decision: Decision, row: Row, evidence: Evidence) -> DecisionView:
+    """Gather everything behind one row of the table."""
+    return DecisionView(
+        row=row,
+        title=decision.title,
+        decision_id=decision.decision_id,
+        reason=decision.incomplete_reason or decision.reason,
+        facts=_facts(decision),
+        requested=tuple(
+            (f"{arm} ({record.state})", op, " → ".join(backends) or "the op's own order")
+            for arm, record in sorted(decision.arms.items())
+            for op, backends in sorted(record.requested.items())
+        ),
+        blocks=tuple(_block_view(block) for block in decision.blocks),
+        receipts=tuple(
+            _receipt_view(decision, block, arm, receipt_id, evidence)
+            for block in decision.blocks
+            for arm in sorted(block.receipts)
+            for receipt_id in block.receipts[arm]
+        ),
+        strips=strips(decision, evidence.series),
+    )
+
+
+def _facts(decision: Decision) -> Pairs:
+    facts: list[tuple[str, str]] = []
+    if not decision.blocks and decision.estimate is None:
+        return (("measured", "nothing"), ("method", f"{decision.method} {decision.method_version}"))
+    if (e := decision.estimate) is not None:
+        interval = interval_of(decision)
+        spread = "no interval" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+        facts.append(("ratio", f"{e.ratio:.4f} {spread}, treated ÷ control"))
+        facts.append(("blocks", f"{e.num_blocks}, contrast SD {log_percent(e.block_sd_log)}"))
+        facts.append(("detectable", f"≥ {log_percent(e.mde_log)} with 80 % power"))
+        if e.sign_flip_p is not None:
+            facts.append(("sign-flip test", f"p = {e.sign_flip_p:.3g}"))
+    facts.append(
+        ("margin δ", f"{log_percent(decision.margin.log_value)}, {decision.margin.source}")
+    )
+    if decision.tax_budget_ratio is not None:
+        facts.append(("tax budget", fmt.signed_percent(decision.tax_budget_ratio - 1)))
+    facts.append(
+        (
+            "step time",
+            f"{fmt.seconds(decision.control_step_seconds)} → {fmt.seconds(decision.treated_step_seconds)}",
+        )
+    )
+    facts.append(("throughput", _both(decision.tokens_per_second, fmt.tokens_per_second)))
+    facts.append(("peak memory", _both(decision.peak_memory_bytes, fmt.mebibytes)))
+    facts.append(("goodput", _both(decision.goodput, fmt.percent)))
+    facts.append(("compile time", _both(decision.compile_seconds, fmt.seconds)))
+    loss = decision.loss_max_abs_diff
+    facts.append(
+        (
+            "loss of the arms",
+            "not compared: the mathematics differ, or no pair of steps counts"
+            if loss is None
+            else f"differs by at most {fmt.scientific(loss)} nats",
+        )
+    )
+    facts.append(("method", f"{decision.method} {decision.method_version}"))
+    return tuple(facts)
+
+
+def _both(metric: MetricDelta, form: Callable[[float], str]) -> str:
+    if metric.control is None or metric.treated is None:
+        return f"not measured: {metric.reason or 'no reason recorded'}"
+    return f"{form(metric.control)} → {form(metric.treated)}"
+
+
+def log_percent(log_value: float | None) -> str:
+    """An effect on the log scale, in percent: two decimals below one percent."""
+    if log_value is None:
+        return "unknown"
+    return fmt.percent(math.expm1(log_value), 1 if abs(log_value) >= 0.00995 else 2)
+
+
+def _block_view(block: BlockRecord) -> BlockView:
+    contrast = block.contrast_log
+    return BlockView(
+        number=block.block,
+        design=block.design,
+        outcome="valid" if block.valid else f"INVALID: {'; '.join(block.reasons) or 'no reason'}",
+        contrast=fmt.MISSING if contrast is None else fmt.signed_percent(math.expm1(contrast), 2),
+        control=fmt.seconds(block.control_seconds),
+        treated=fmt.seconds(block.treated_seconds),
+        quads=str(block.num_quads),
+        warmup=fmt.plural(block.warmup_steps, "step"),
+    )
+
+
+def _receipt_view(
+    decision: Decision, block: BlockRecord, arm: str, receipt_id: str, evidence: Evidence
+) -> ReceiptView:
+    state = decision.arms[arm].state if arm in decision.arms else arm
+    receipt = evidence.receipts.get(receipt_id)
+    if receipt is None:
+        return ReceiptView(
+            receipt_id=receipt_id,
+            block=block.block,
+            arm=arm,
+            state=state,
+            validity="unreadable",
+            failed_checks=(evidence.unreadable.get(receipt_id, "not in the store"),),
+            observed=fmt.MISSING,
+            warmup=fmt.MISSING,
+            step=fmt.MISSING,
+        )
+    tested = {op for record in decision.arms.values() for op in record.requested}
+    warmup, step = receipt.timing.warmup, receipt.timing.step_duration_seconds
+    return ReceiptView(
+        receipt_id=receipt_id,
+        block=block.block,
+        arm=arm,
+        state=state,
+        validity=receipt.outcome.validity,
+        failed_checks=tuple(
+            f"{c.name}: {c.detail}" if c.detail else c.name
+            for c in receipt.outcome.checks
+            if not c.ok
+        ),
+        observed=", ".join(
+            f"{b.op} = {'+'.join(b.observed) or 'never ran'}"
+            + (f" (fell back: {b.fallback_reason})" if b.fallback_reason else "")
+            for b in receipt.backends
+            if b.op in tested
+        )
+        or fmt.MISSING,
+        warmup=f"{warmup.steps}, {'steady' if warmup.steady else 'not steady'}: {warmup.reason}",
+        step=fmt.seconds(step.median if step else None),
+    )

@@ -1,0 +1,266 @@
+"""The report as data: what each section shows, in words and numbers, before any HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from lanewise.dash import format as fmt
+from lanewise.dash.badput import ArmPartition, badput, categories_present, partitions
+from lanewise.dash.costs import anatomy, memory
+from lanewise.dash.decision_view import DecisionView, Pairs, decision_view, log_percent
+from lanewise.dash.evidence import Evidence, compare_environments
+from lanewise.dash.forest import forest
+from lanewise.dash.rows import Column, columns, rows
+from lanewise.dash.summary import (
+    gaps,
+    resume_command,
+    tokens_per_step,
+    verdict_sentence,
+)
+from lanewise.receipts.decision import (
+    CampaignRecord,
+    Decision,
+    Verdict,
+)
+from lanewise.receipts.schema import RunReceipt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """The report, top to bottom."""
+
+    title: str
+    campaign: CampaignRecord
+    verdict: str
+    """The sentence up to its first semicolon, and what follows it."""
+    rest: str
+    gaps: tuple[str, ...]
+    resume: str
+    figures: Pairs
+    lane: Pairs
+    settings: Pairs
+    components: tuple[tuple[str, ...], ...]
+    component_notes: str
+    columns: tuple[Column, ...]
+    decisions: tuple[DecisionView, ...]
+    not_measured: Pairs
+    forest: str | None
+    anatomy: str | None
+    memory: str | None
+    badput: str | None
+    partition_head: tuple[str, ...]
+    partition_rows: tuple[tuple[str, ...], ...]
+    shared: Mapping[str, str]
+    differing: Mapping[str, Mapping[str, int]]
+    method: tuple[str, ...]
+    status: Pairs
+    unreadable: Mapping[str, str]
+
+
+def build_page(evidence: Evidence, *, now: datetime) -> Page:
+    """Draw every section from the documents; what they do not hold is absent or says why."""
+    campaign, decisions = evidence.campaign, evidence.decisions
+    receipts = tuple(evidence.receipts.values())
+    verdict, semicolon, rest = verdict_sentence(campaign, decisions).partition(";")
+    shared, differing = compare_environments(receipts)
+    parts = partitions(decisions, evidence.receipts)
+    head, table = _partition_table(parts)
+    return Page(
+        title=f"{campaign.lane.name}: which features move step time",
+        campaign=campaign,
+        verdict=verdict + semicolon,
+        rest=rest.strip(),
+        gaps=gaps(campaign, decisions),
+        resume=resume_command(campaign),
+        figures=_figures(evidence),
+        lane=_lane_identity(campaign, receipts),
+        settings=tuple(_settings(campaign.lane.spec)),
+        components=_components(receipts),
+        component_notes=_component_notes(receipts),
+        columns=columns(decisions),
+        decisions=tuple(
+            decision_view(d, row, evidence)
+            for d, row in zip(decisions, rows(decisions), strict=True)
+        ),
+        not_measured=_not_measured(campaign, decisions),
+        forest=forest(decisions),
+        anatomy=anatomy(decisions),
+        memory=memory(decisions),
+        badput=badput(parts),
+        partition_head=head,
+        partition_rows=table,
+        shared=shared,
+        differing=differing,
+        method=_method(campaign, decisions, receipts),
+        status=_status(evidence, now),
+        unreadable=evidence.unreadable,
+    )
+
+
+def _figures(evidence: Evidence) -> Pairs:
+    campaign = evidence.campaign
+    figures = []
+    final = not gaps(campaign, evidence.decisions)
+    if final and campaign.stack_ratio is not None and campaign.stack_ratio > 0:
+        figures.append(
+            (fmt.times(1 / campaign.stack_ratio), "the bare lane: fastest proven combination")
+            if campaign.stack_ratio < 1
+            else (fmt.times(1 / campaign.stack_ratio), "the bare lane: the full stack is no faster")
+        )
+    treated = sorted(
+        d.treated_step_seconds for d in evidence.decisions if d.treated_step_seconds is not None
+    )
+    if treated and campaign.design == "leave-one-out":
+        figures.append((fmt.seconds(treated[len(treated) // 2]), "a step of the full stack"))
+    num_blocks = sum(b.valid for d in evidence.decisions for b in d.blocks)
+    num_all = sum(len(d.blocks) for d in evidence.decisions)
+    figures.append((f"{num_blocks} of {num_all}", "blocks count as evidence"))
+    figures.append((str(len(evidence.receipts) + len(evidence.unreadable)), "receipts cited"))
+    return tuple(figures)
+
+
+def _lane_identity(campaign: CampaignRecord, receipts: Sequence[RunReceipt]) -> Pairs:
+    lane = campaign.lane
+    identity = [
+        ("lane", lane.name),
+        ("canonical name", lane.canonical_name),
+        ("digest", lane.digest),
+        ("pattern", f"{lane.layer_pattern} over {fmt.plural(lane.num_layers, 'layer')}"),
+        ("machine class", campaign.machine.class_name),
+    ]
+    if tokens := tokens_per_step(lane.spec):
+        identity.append(("tokens a step", f"{tokens}"))
+    if receipts:
+        first = receipts[0]
+        identity.append(
+            (
+                "data",
+                f"{first.data.source}, {first.data.tokenizer}, "
+                f"{fmt.si(first.data.num_tokens, '')} tokens of "
+                f"{fmt.plural(first.data.num_documents, 'document')}",
+            )
+        )
+        identity.append(("data digest", first.data.digest))
+    return tuple(identity)
+
+
+def _settings(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting of the lane's resolved tables: dotted path and value."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", fmt.MISSING if value is None else str(value)
+
+
+def _components(receipts: Sequence[RunReceipt]) -> tuple[tuple[str, ...], ...]:
+    if not receipts:
+        return ()
+    flops = receipts[0].flops
+    whole = flops.training_flops_per_token or 1.0
+    lines = [
+        (
+            c.component,
+            str(c.count),
+            fmt.si(c.params, ""),
+            fmt.si(c.active_params, ""),
+            fmt.si(c.training_flops_per_token, "FLOP"),
+            fmt.percent(c.training_flops_per_token / whole),
+        )
+        for c in flops.components
+    ]
+    total = (
+        "all",
+        "",
+        fmt.si(flops.params_total, ""),
+        fmt.si(flops.params_active, ""),
+        fmt.si(flops.training_flops_per_token, "FLOP"),
+        fmt.percent(1.0),
+    )
+    return (*lines, total)
+
+
+def _component_notes(receipts: Sequence[RunReceipt]) -> str:
+    if not receipts:
+        return "No receipt could be read, so parameters and FLOPs are unknown."
+    flops = receipts[0].flops
+    return (
+        f"FLOPs by formula, convention {flops.convention} {flops.convention_version}, "
+        f"causal factor {flops.causal_factor}, MLA {flops.mla_form}, routing {flops.routing_mode}."
+    )
+
+
+def _not_measured(campaign: CampaignRecord, decisions: Sequence[Decision]) -> Pairs:
+    decided = {d.feature: d.reason for d in decisions if d.verdict is Verdict.NOT_MEASURED}
+    skipped = {f.feature: f.skipped_reason for f in campaign.features if f.skipped_reason}
+    return tuple((skipped | decided).items())
+
+
+def _partition_table(
+    parts: Sequence[ArmPartition],
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    present = categories_present(parts)
+    head = ("feature", "arm", "receipts", "wall", "steps", *(c.replace("_", " ") for c in present))
+    table = tuple(
+        (
+            part.feature,
+            part.state,
+            str(part.num_receipts),
+            fmt.seconds(part.wall_seconds),
+            fmt.seconds(part.step_seconds),
+            *(fmt.seconds(part.badput_seconds.get(c, 0.0)) for c in present),
+        )
+        for part in parts
+    )
+    return head, table
+
+
+def _method(
+    campaign: CampaignRecord, decisions: Sequence[Decision], receipts: Sequence[RunReceipt]
+) -> tuple[str, ...]:
+    rules = sorted({r.timing.warmup.rule for r in receipts}) or ["unknown"]
+    methods = sorted({f"{d.method} {d.method_version}" for d in decisions}) or ["unknown"]
+    margins = sorted({f"{log_percent(d.margin.log_value)} ({d.margin.source})" for d in decisions})
+    base = (
+        "One feature at a time is taken out of the full stack and compared with its named control"
+        if campaign.design == "leave-one-out"
+        else "One feature at a time is added to the bare lane and compared with its named control"
+    )
+    turns = (
+        "one fresh process per arm; after warm-up they take turns, one step at a time, in random ABBA or "
+        "BAAB quads, never both at once"
+        if campaign.block_design == "lockstep"
+        else "a fresh process per visit, in random ABBA or BAAB order, one at a time"
+    )
+    return (
+        f"{base}; lane, data, protocol and machine are the same in both arms.",
+        f"The unit of evidence is the block: {turns} (order seed {campaign.order_seed}).",
+        f"Warm-up is detected, not assumed (rule {', '.join(rules)}); both arms drop the longer one.",
+        f"A block's contrast is the median of log treated − log control; the effect is their mean over blocks "
+        f"with a Student interval, given as a ratio ({', '.join(methods)}).",
+        "A run counts only when every check holds and the observed backend is the one its arm asks for; "
+        f"effects within the margin δ = {', '.join(margins) or 'none'} do not matter, "
+        "taxes are held to their own budget.",
+    )
+
+
+def _status(evidence: Evidence, now: datetime) -> Pairs:
+    campaign = evidence.campaign
+    return (
+        ("campaign", campaign.campaign_id),
+        ("status", campaign.status),
+        ("started", campaign.created_at),
+        ("finished", campaign.finished_at or "not finished"),
+        ("design", f"{campaign.design}, {campaign.block_design} blocks"),
+        ("budget", fmt.duration(campaign.budget_seconds)),
+        (
+            "planned to detect",
+            f"≥ {log_percent(campaign.planned_mde_log)} "
+            f"(noise {log_percent(campaign.planned_noise_log)}, {campaign.noise_source})",
+        ),
+        ("written by", f"{campaign.producer.name} {campaign.producer.version}"),
+        ("report drawn", now.strftime("%Y-%m-%d %H:%M %Z").strip()),
+    )

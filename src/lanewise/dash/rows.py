@@ -1,0 +1,159 @@
+"""Decisions as rows of text: the one table that the terminal and the HTML report both show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lanewise.dash import format as fmt
+from lanewise.receipts.decision import Decision, Verdict
+
+OBSERVED_OK = "✓"
+OBSERVED_WRONG = "✗"
+INCOMPLETE = "INCOMPLETE"
+
+Tone = Literal["good", "bad", "open", "quiet"]
+"""How a verdict is drawn: it worked, it cost, the question is open, nothing to see. Words always go with it."""
+
+_TONES: dict[Verdict, Tone] = {
+    Verdict.FASTER: "good",
+    Verdict.WITHIN_BUDGET: "good",
+    Verdict.SLOWER: "bad",
+    Verdict.OVER_BUDGET: "bad",
+    Verdict.INVALID: "bad",
+    Verdict.INCONCLUSIVE: "open",
+    Verdict.EQUIVALENT: "quiet",
+    Verdict.NOT_MEASURED: "quiet",
+    Verdict.NOISE: "quiet",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        key: field of `Row`.
+        title: header.
+        right: whether its cells are numbers, aligned right.
+        drop_rank: order in which a narrow terminal gives columns up, 1 first; 0 is kept always.
+    """
+
+    key: str
+    title: str
+    right: bool = False
+    drop_rank: int = 0
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column(key="feature", title="feature"),
+    Column(key="role", title="role", drop_rank=3),
+    Column(key="versus", title="vs", drop_rank=5),
+    Column(key="step_time", title="Δ step time", right=True),
+    Column(key="interval", title="95 % interval", right=True),
+    Column(key="tokens", title="Δ tokens/s", right=True, drop_rank=1),
+    Column(key="memory", title="Δ memory", right=True, drop_rank=4),
+    Column(key="goodput", title="Δ goodput", right=True, drop_rank=2),
+    Column(key="observed", title="observed", drop_rank=7),
+    Column(key="verdict", title="verdict"),
+    Column(key="stance", title="stance", drop_rank=6),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """The cells of one decision, as text, and the numbers they sort by.
+
+    Attributes:
+        sort_keys: column key → number to sort by; absent when the value was not measured.
+    """
+
+    feature: str
+    role: str
+    versus: str
+    step_time: str
+    interval: str
+    tokens: str
+    memory: str
+    goodput: str
+    observed: str
+    verdict: str
+    stance: str
+    tone: Tone
+    sort_keys: dict[str, float]
+
+    def cell(self, column: Column) -> str:
+        """The text of one column."""
+        return str(getattr(self, column.key))
+
+
+def rows(decisions: Sequence[Decision]) -> tuple[Row, ...]:
+    """One row per decision, in the order given; all rows share the number of decimals."""
+    intervals = (interval_of(decision) for decision in decisions)
+    digits = fmt.percent_digits(interval for interval in intervals if interval is not None)
+    return tuple(_row(decision, digits) for decision in decisions)
+
+
+def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
+    """The columns, with the header of the interval saying the confidence the decisions used."""
+    levels = {d.estimate.confidence for d in decisions if d.estimate}
+    if len(levels) != 1 or levels == {0.95}:
+        return COLUMNS
+    title = f"{100 * levels.pop():g} % interval"
+    return tuple(
+        Column(key=c.key, title=title, right=True) if c.key == "interval" else c for c in COLUMNS
+    )
+
+
+def verdict_word(decision: Decision) -> str:
+    """The verdict in capitals; a decision that lacks arms or blocks decides nothing."""
+    return INCOMPLETE if decision.status == "INCOMPLETE" else decision.verdict.value
+
+
+def verdict_tone(decision: Decision) -> Tone:
+    """How to draw the verdict."""
+    return "bad" if decision.status == "INCOMPLETE" else _TONES[decision.verdict]
+
+
+def interval_of(decision: Decision) -> tuple[float, float] | None:
+    """Both ends of the interval of the ratio; None where there is no estimate, or one block, which has no spread."""
+    estimate = decision.estimate
+    if estimate is None or estimate.half_width_log is None:
+        return None
+    return estimate.interval_low, estimate.interval_high
+
+
+def _row(decision: Decision, digits: int) -> Row:
+    estimate, interval = decision.estimate, interval_of(decision)
+    deltas = {
+        "tokens": decision.tokens_per_second.delta,
+        "memory": decision.peak_memory_bytes.delta,
+        "goodput": decision.goodput.delta,
+        "step_time": None if estimate is None else estimate.ratio - 1.0,
+        "interval": None if interval is None else interval[1] - interval[0],
+    }
+    return Row(
+        feature=decision.feature,
+        role=decision.role,
+        versus=decision.versus,
+        step_time=fmt.signed_percent(deltas["step_time"], digits),
+        interval=fmt.MISSING
+        if interval is None
+        else fmt.percent_interval(interval[0] - 1, interval[1] - 1, digits),
+        tokens=fmt.signed_percent(deltas["tokens"], digits),
+        memory=fmt.signed_mebibytes(deltas["memory"]),
+        goodput=fmt.signed_points(deltas["goodput"]),
+        observed=_observed(decision),
+        verdict=verdict_word(decision),
+        stance=decision.stance,
+        tone=verdict_tone(decision),
+        sort_keys={key: value for key, value in deltas.items() if value is not None},
+    )
+
+
+def _observed(decision: Decision) -> str:
+    if not decision.observed:
+        return fmt.MISSING if decision.observed_ok else f"nothing {OBSERVED_WRONG}"
+    mark = OBSERVED_OK if decision.observed_ok else OBSERVED_WRONG
+    return f"{', '.join(decision.observed)} {mark}"

@@ -1,0 +1,126 @@
+"""What the blocks share: the bias-free linear map, marks on parameters, start values, the block's result.
+
+Parameters are fp32 masters; a linear map casts its weight to the dtype of its input, so the compute dtype is decided
+by what the model feeds in and nothing here branches on it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_KEEP_FP32 = "lanewise_keep_fp32"
+_NO_WEIGHT_DECAY = "lanewise_no_weight_decay"
+
+
+class BlockOutput(NamedTuple):
+    """Result of one sub-layer.
+
+    Attributes:
+        delta: [B, T, d], to be added to the residual stream.
+        aux_loss: fp32 scalar already weighted, or None when the block has no auxiliary loss.
+    """
+
+    delta: Tensor
+    aux_loss: Tensor | None = None
+
+
+class Block(nn.Module):
+    """Base of the residual sub-layers, one per pattern letter: [B, T, d] → `BlockOutput`."""
+
+    def reset_parameters(
+        self, *, std: float, output_std: float, generator: torch.Generator
+    ) -> None:
+        """Draw start values in place.
+
+        Args:
+            std: of weight matrices.
+            output_std: of the matrices that write to the residual stream.
+            generator: CPU generator, the only source of randomness.
+        """
+        raise NotImplementedError
+
+
+class Linear(nn.Module):
+    """`y = x Wᵀ` without bias; the weight is cast to the dtype of `x`.
+
+    Args:
+        in_features: size of the last dim of the input.
+        out_features: size of the last dim of the output.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in_features] to [..., out_features]."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm inside a block: `x / sqrt(mean(x²) + eps) · weight`, computed by torch.
+
+    The pre-norm of a sub-layer is not this module: it belongs to the op `add_norm`.
+
+    Args:
+        size: size of the last dim.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = special_parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., size]."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+def special_parameter(start: Tensor) -> nn.Parameter:
+    """A parameter that stays fp32 under mixed precision and is never decayed (norms, biases, decays, dt, D)."""
+    parameter = nn.Parameter(start)
+    setattr(parameter, _KEEP_FP32, True)
+    setattr(parameter, _NO_WEIGHT_DECAY, True)
+    return parameter
+
+
+def keep_fp32(parameter: nn.Parameter) -> nn.Parameter:
+    """Mark a decayed matrix that stays fp32 under mixed precision (the router)."""
+    setattr(parameter, _KEEP_FP32, True)
+    return parameter
+
+
+def must_stay_fp32(parameter: nn.Parameter) -> bool:
+    """Whether mixed precision and sharding must leave this parameter in fp32."""
+    return getattr(parameter, _KEEP_FP32, False)
+
+
+def is_decayed(parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: matrices and stacks of matrices that are not marked."""
+    return parameter.ndim >= 2 and not getattr(parameter, _NO_WEIGHT_DECAY, False)
+
+
+def init_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill in place from N(0, std²)."""
+    with torch.no_grad():
+        parameter.normal_(0.0, std, generator=generator)
+
+
+def init_dt_bias(
+    parameter: Tensor, *, dt_min: float, dt_max: float, dt_floor: float, generator: torch.Generator
+) -> None:
+    """Fill in place so that `softplus(dt_bias)` is log-uniform in [dt_min, dt_max], at least dt_floor.
+
+    The inverse of softplus is `dt + log(−expm1(−dt))` (Mamba, arXiv 2312.00752, appendix E.2).
+    """
+    with torch.no_grad():
+        uniform = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
+        log_dt = math.log(dt_min) + uniform * (math.log(dt_max) - math.log(dt_min))
+        dt = log_dt.exp().clamp_(min=dt_floor)
+        parameter.copy_(dt + torch.log(-torch.expm1(-dt)))

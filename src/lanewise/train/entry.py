@@ -1,0 +1,190 @@
+"""The child process of a campaign: builds a run, takes steps when asked, writes one receipt. Torch-free at import.
+
+The parent's fork server has imported `lanewise.train.run` and run nothing, so a child starts in milliseconds and with
+one thread. The protocol is described in `train/request.py`.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psutil
+from pydantic import ValidationError
+
+from lanewise.errors import ChildError, LanewiseError
+from lanewise.train.request import RunRequest
+
+if TYPE_CHECKING:
+    from lanewise.train.run import Run
+
+EXIT_DEFECT = 70
+"""Exit code of a failure that is lanewise's own fault."""
+
+
+class Connection(Protocol):
+    """One end of a `multiprocessing` pipe."""
+
+    def send(self, message: Mapping[str, Any], /) -> None:
+        """Send one message."""
+
+    def recv(self) -> Any:
+        """Wait for one message; `EOFError` when the other end is gone."""
+
+    def poll(self, timeout: float = 0.0, /) -> bool:
+        """Whether a message (or the end) can be received."""
+
+    def close(self) -> None:
+        """Close this end."""
+
+
+class _Abort(Exception):  # an order from the parent, not an error
+    """The parent wants no receipt, or is gone."""
+
+
+def child_main(request_json: str, connection: Connection) -> None:
+    """Entry point of a child process; never raises.
+
+    Args:
+        request_json: a `RunRequest` as JSON.
+        connection: the child's end of the pipe.
+    """
+    start_seconds = time.perf_counter()
+    # Ctrl-C reaches the whole process group; what becomes of this child is the parent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    num_threads = psutil.Process().num_threads()
+    serve(request_json, connection, num_threads=num_threads, start_seconds=start_seconds)
+
+
+def serve(
+    request_json: str,
+    connection: Connection,
+    *,
+    num_threads: int,
+    start_seconds: float,
+    now: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Speak the protocol to its end; every failure becomes a `failed` event with one line.
+
+    Args:
+        request_json: a `RunRequest` as JSON.
+        connection: the child's end of the pipe.
+        num_threads: threads this process had when it started; more than 1 is refused.
+        start_seconds: reading of `now` when the child started.
+        now: monotonic seconds.
+    """
+    try:
+        request = RunRequest.model_validate_json(request_json)
+        _refuse_threads(num_threads)
+        _run(request, connection, start_seconds, now)
+    except (_Abort, EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+    except ValidationError as error:
+        _fail(connection, f"the request is not valid: {error.errors()[0]['msg']}", EXIT_DEFECT)
+    except LanewiseError as error:
+        _fail(connection, str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001  # the process boundary: the parent gets one line instead of a traceback
+        _fail(connection, f"defect in lanewise: {type(error).__name__}: {error}", EXIT_DEFECT)
+    finally:
+        connection.close()
+
+
+def _refuse_threads(num_threads: int) -> None:
+    if num_threads != 1:
+        raise ChildError(
+            f"the child started with {num_threads} threads; a process forked after thread pools exist can "
+            "deadlock, so the fork server must import and run nothing"
+        )
+
+
+def _run(
+    request: RunRequest, connection: Connection, start_seconds: float, now: Callable[[], float]
+) -> None:
+    from lanewise.train.loop import manual_gc
+    from lanewise.train.run import Run
+    from lanewise.train.session import use_threads
+
+    use_threads(request.num_threads)
+    run = Run(request)
+    with manual_gc():
+        connection.send(
+            {
+                "event": "ready",
+                "pid": psutil.Process().pid,
+                "setup_seconds": now() - start_seconds,
+            }
+        )
+        if request.steps is None:
+            finish = _lockstep(run, connection)
+        else:
+            finish = _sequential(run, request.steps, connection)
+    warmup_steps = finish.get("warmup_steps")
+    finished = run.finish(
+        warmup=None
+        if warmup_steps is None
+        else run.given_warmup(
+            steps=int(warmup_steps),
+            steady=bool(finish.get("steady")),
+            reason=str(finish.get("warmup_reason") or "decided by the campaign for both arms"),
+        )
+    )
+    connection.send(
+        {
+            "event": "finished",
+            "receipt_id": finished.receipt.receipt_id,
+            "receipt_path": finished.location,
+            "validity": finished.validity,
+            "reasons": list(finished.reasons),
+        }
+    )
+
+
+def _lockstep(run: Run, connection: Connection) -> Mapping[str, Any]:
+    """Take steps when told to; returns the `finish` command."""
+    while True:
+        with run.goodput.span("turn_wait"):
+            message = _command(connection)
+        if message["command"] == "finish":
+            return message
+        results = [run.step() for _ in range(int(message["count"]))]
+        connection.send(
+            {
+                "event": "stepped",
+                "duration_seconds": [result.duration_seconds for result in results],
+                "loss": [result.loss for result in results],
+                "tags": [list(result.tags) for result in results],
+            }
+        )
+
+
+def _sequential(run: Run, steps: int, connection: Connection) -> Mapping[str, Any]:
+    """Take all steps unless told to abort in between."""
+    while run.next_step < steps:
+        run.step()
+        if connection.poll():
+            command = _command(connection)
+            raise ChildError(
+                f"the parent sent {command['command']!r} in mid-run; a run of fixed length takes only 'abort'"
+            )
+    return {}
+
+
+def _command(connection: Connection) -> Mapping[str, Any]:
+    message: Any = connection.recv()
+    name = message.get("command") if isinstance(message, dict) else None
+    if name == "abort":
+        raise _Abort
+    if name not in ("step", "finish"):
+        raise ChildError(f"unknown command {message!r}; the child knows step, finish and abort")
+    command: Mapping[str, Any] = message
+    return command
+
+
+def _fail(connection: Connection, error: str, exit_code: int) -> None:
+    line = " ".join(error.split())
+    try:
+        connection.send({"event": "failed", "error": line, "exit_code": exit_code})
+    except OSError:
+        return  # the parent is gone, so nobody is left to tell

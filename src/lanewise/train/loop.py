@@ -1,0 +1,200 @@
+"""One training step, timed as a whole: data, forward, backward, clipping, optimizer, expert balance.
+
+Garbage is collected by hand every `gc_interval_steps` and the step is tagged, because a collection that strikes at a
+random step of one arm would look like a slow step of that feature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lanewise.lane.schema import OptimizerSpec
+from lanewise.measure.goodput import GoodputClock
+from lanewise.models.model import HybridModel, Loss
+from lanewise.train.optim import clip_gradients, learning_rate, set_learning_rate
+
+GC_INTERVAL_STEPS = 50
+"""Steps between two collections by hand."""
+
+
+class Batch(Protocol):
+    """What a loader hands out, int64 [B, T] each."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Inputs."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Next tokens."""
+
+
+class BatchSource(Protocol):
+    """A resumable stream of micro-batches."""
+
+    def next(self) -> Batch:
+        """The next micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """One optimizer step.
+
+    Attributes:
+        step: 0-based optimizer step.
+        duration_seconds: of the whole iteration, data wait included.
+        data_wait_seconds: of that, waiting for the loader.
+        loss: cross-entropy in nats per token, mean over micro-batches.
+        grad_norm: global norm before clipping; None when it is neither clipped nor measured.
+        expert_load_cv: spread of tokens over experts, mean over E layers; None without them or unmeasured.
+        tags: `gc`, `compile`, `checkpoint` (first step after one).
+    """
+
+    step: int
+    duration_seconds: float
+    data_wait_seconds: float
+    loss: float
+    grad_norm: float | None
+    expert_load_cv: float | None
+    tags: tuple[str, ...]
+
+
+class TrainingLoop:
+    """Takes optimizer steps; holds no files and no policy.
+
+    Args:
+        model: built and on its device, in training mode.
+        optimizer: over the model's parameters.
+        loader: micro-batches.
+        spec: schedule and clipping.
+        accumulation_steps: micro-batches per optimizer step.
+        goodput: spans `step`, `data_wait` and `gc` are opened on it.
+        measure: whether gradient norm and expert load are read out.
+        graphs_compiled: reads how many graphs torch.compile has built, to tag steps that compile; None when it is off.
+        clock: monotonic nanoseconds.
+        gc_interval_steps: steps between two collections.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: HybridModel,
+        optimizer: torch.optim.Optimizer,
+        loader: BatchSource,
+        spec: OptimizerSpec,
+        accumulation_steps: int,
+        goodput: GoodputClock,
+        measure: bool = True,
+        graphs_compiled: Callable[[], int] | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        gc_interval_steps: int = GC_INTERVAL_STEPS,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.loader = loader
+        self.next_step = 0
+        self._spec = spec
+        self._accumulation_steps = accumulation_steps
+        self._goodput = goodput
+        self._measure = measure
+        self._graphs_compiled = graphs_compiled or (lambda: 0)
+        self._clock = clock
+        self._gc_interval_steps = gc_interval_steps
+        self._pending_tags: list[str] = []
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._device = model.embedding.device
+
+    def tag_next_step(self, tag: str) -> None:
+        """Mark the coming step, e.g. the first one after a checkpoint."""
+        self._pending_tags.append(tag)
+
+    def step(self) -> StepResult:
+        """Take one optimizer step."""
+        step = self.next_step
+        tags, self._pending_tags = self._pending_tags, []
+        graphs_before = self._graphs_compiled()
+        start_ns = self._clock()
+        data_wait_ns = 0
+        with self._goodput.span("step"):
+            set_learning_rate(self.optimizer, learning_rate(step, self._spec))
+            losses: list[Tensor] = []
+            for _ in range(self._accumulation_steps):
+                wait_start_ns = self._clock()
+                with self._goodput.span("data_wait"):
+                    tokens, targets = self._next_micro_batch()
+                data_wait_ns += self._clock() - wait_start_ns
+                losses.append(self._accumulate(tokens, targets))
+            grad_norm = self._clip()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            expert_load_cv = self.model.update_expert_bias()
+            # Reading the loss waits for the device, so the step ends when its work has ended.
+            loss = torch.stack(losses).mean().item()
+            if (step + 1) % self._gc_interval_steps == 0:
+                with self._goodput.span("gc"):
+                    gc.collect(1)
+                tags.append("gc")
+        duration_ns = self._clock() - start_ns
+        if self._graphs_compiled() != graphs_before:
+            tags.append("compile")
+        self.next_step = step + 1
+        return StepResult(
+            step=step,
+            duration_seconds=duration_ns / 1e9,
+            data_wait_seconds=data_wait_ns / 1e9,
+            loss=loss,
+            grad_norm=grad_norm.item() if self._measure and grad_norm is not None else None,
+            expert_load_cv=(
+                expert_load_cv.item() if self._measure and expert_load_cv is not None else None
+            ),
+            tags=tuple(tags),
+        )
+
+    def untimed_step(self) -> None:
+        """One more step that neither goodput nor the step count sees, for profiling at the end of a run."""
+        goodput, self._goodput = self._goodput, GoodputClock(enabled=False)
+        step = self.next_step
+        try:
+            self.step()
+        finally:
+            self._goodput = goodput
+            self.next_step = step
+
+    def _next_micro_batch(self) -> tuple[Tensor, Tensor]:
+        batch = self.loader.next()
+        tokens = torch.from_numpy(batch.tokens).to(self._device, non_blocking=True)
+        return tokens, torch.from_numpy(batch.targets).to(self._device, non_blocking=True)
+
+    def _accumulate(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        loss: Loss = self.model(tokens, targets)
+        torch.autograd.backward(loss.total / self._accumulation_steps)
+        return loss.cross_entropy.detach()
+
+    def _clip(self) -> Tensor | None:
+        if self._spec.grad_clip_norm > 0 or self._measure:
+            return clip_gradients(self._parameters, self._spec.grad_clip_norm)
+        return None
+
+
+@contextlib.contextmanager
+def manual_gc() -> Iterator[None]:
+    """Switch the automatic collector off; what is alive now is never looked at again until the block ends."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,369 @@
+"""From what a run knows to its receipt: every null has a reason, every check says what it saw.
+
+A check is about whether the run may count as evidence, never about whether it was fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lanewise import __version__
+from lanewise.lane.digest import digest, lane_identity
+from lanewise.lane.features import BY_KEY
+from lanewise.lane.flops import lane_flops
+from lanewise.lane.resolved import FeatureDecision, ResolvedLane
+from lanewise.measure.steps import StepRecorder, summarise
+from lanewise.ops.observe import Observation
+from lanewise.ops.spec import Choice
+from lanewise.receipts.environment import environment_digest
+from lanewise.receipts.schema import (
+    BackendRecord,
+    Check,
+    CompileRecord,
+    ComponentFlops,
+    DataRecord,
+    Environment,
+    FeatureRecord,
+    Flops,
+    Goodput,
+    LaneIdentity,
+    Machine,
+    Memory,
+    Numerics,
+    Outcome,
+    Producer,
+    Routing,
+    StepSeries,
+    Telemetry,
+    Throughput,
+    Timing,
+    Warmup,
+)
+from lanewise.train.request import RunRequest
+
+CLOCK = "perf_counter_ns"
+CLOSURE_RATIO = 1e-3
+"""Largest part of wall time by which the goodput partition may miss it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """Everything measured in a run that its receipt is made of.
+
+    Attributes:
+        request: what was asked for.
+        created_at: RFC 3339, UTC.
+        choices: op → how its backend was chosen.
+        observations: op → what ran during the steps.
+        recorder: per-step series.
+        expert_load_cvs: one per step; empty where not measured or without E layers.
+        warmup: steps to drop.
+        goodput: partition of wall time, None when switched off.
+        compile: compile counts.
+        memory: peaks.
+        environment: software and host.
+        machine: class and instance.
+        data: what was read.
+        missing: reasons known to the run, by dotted path.
+        aborted: None when all steps were taken, else why not.
+    """
+
+    request: RunRequest
+    created_at: str
+    choices: Mapping[str, Choice]
+    observations: Mapping[str, Observation]
+    recorder: StepRecorder
+    expert_load_cvs: Sequence[float]
+    warmup: Warmup
+    goodput: Goodput | None
+    compile: CompileRecord
+    memory: Memory
+    environment: Environment
+    machine: Machine
+    data: DataRecord
+    missing: Mapping[str, str]
+    aborted: str | None
+
+
+def assemble(facts: RunFacts) -> dict[str, Any]:
+    """The body of a run's receipt: the fields of `RunReceipt` but its id and artifacts, which the store adds."""
+    resolved = facts.request.resolved
+    series = facts.recorder.series()
+    missing = dict(facts.missing)
+    timing = _timing(facts, series, missing)
+    checks = _checks(facts, series)
+    return {
+        "created_at": facts.created_at,
+        "producer": Producer(name="lanewise", version=__version__),
+        "lane": lane_identity_record(resolved),
+        "config_digest": resolved.config_digest,
+        "protocol_digest": digest(facts.request.protocol),
+        "environment_digest": environment_digest(facts.environment),
+        "data_digest": facts.data.digest,
+        "machine": facts.machine,
+        "features": tuple(_feature(decision, facts) for decision in resolved.features),
+        "backends": tuple(
+            _backend(choice, facts.observations[op]) for op, choice in facts.choices.items()
+        ),
+        "experiment": facts.request.experiment,
+        "timing": timing,
+        "throughput": _throughput(facts, timing, missing),
+        "goodput": facts.goodput,
+        "compile": facts.compile,
+        "memory": facts.memory,
+        "flops": _with_utilisation(facts, timing, missing),
+        "routing": _routing(facts, missing),
+        "telemetry": Telemetry(),
+        "numerics": _numerics(series, missing),
+        "environment": facts.environment,
+        "data": facts.data,
+        "outcome": Outcome(
+            status="success" if facts.aborted is None else "aborted",
+            validity="valid" if all(check.ok for check in checks) else "invalid",
+            checks=checks,
+            error=facts.aborted,
+        ),
+        "missing": _without_present(missing, facts),
+    }
+
+
+def flops_record(request: RunRequest) -> Flops:
+    """The lane's numerator, still without utilisation, which needs step times."""
+    counted = lane_flops(request.resolved.lane)
+    return Flops(
+        convention=counted.convention,
+        convention_version=counted.convention_version,
+        causal_factor=counted.causal_factor,
+        mla_form=counted.mla_form,
+        components=tuple(ComponentFlops(**dataclasses.asdict(row)) for row in counted.components),
+        params_total=counted.params_total,
+        params_active=counted.params_active,
+        training_flops_per_token=counted.training_flops_per_token,
+        routing_mode="learned",
+        peak_dtype=request.resolved.lane.precision.compute,
+        peak_flops_per_second=None,
+        peak_source=None,
+        measured_matmul_flops_per_second=request.matmul_flops_per_second,
+        model_flops_utilization_ratio=None,
+        hardware_flops_utilization_ratio=None,
+    )
+
+
+def lane_identity_record(resolved: ResolvedLane) -> LaneIdentity:
+    """Which lane, exactly: names, digest and the tables that decide what is computed."""
+    lane = resolved.lane
+    return LaneIdentity(
+        name=lane.name,
+        canonical_name=resolved.canonical_name,
+        digest=resolved.digest,
+        layer_pattern=lane.model.pattern,
+        num_layers=lane.model.num_layers,
+        spec=lane_identity(lane),
+    )
+
+
+def tokens_per_step(resolved: ResolvedLane) -> int:
+    """Tokens of one optimizer step on one process."""
+    batch = resolved.lane.batch
+    return batch.sequence_length * batch.micro_batch_size * batch.gradient_accumulation_steps
+
+
+def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:
+    return FeatureRecord(
+        key=decision.key,
+        role=decision.role,
+        requested=decision.state,
+        effective=_effective_state(decision, facts),
+        source=decision.source,
+    )
+
+
+def _effective_state(decision: FeatureDecision, facts: RunFacts) -> str:
+    """The state whose backends were chosen; `other` when a pin or a fallback chose none of them."""
+    device = facts.request.resolved.device_type
+    settings = BY_KEY[decision.key].settings
+    for state in (decision.state, *settings):
+        asked = {op: by_device.get(device, ()) for op, by_device in settings[state].ops.items()}
+        if all(_matches(facts.choices.get(op), names) for op, names in asked.items()):
+            return state
+    return "other"
+
+
+def _matches(choice: Choice | None, names: tuple[str, ...]) -> bool:
+    if choice is None:
+        return False
+    return choice.chosen == names[0] if names else not choice.requested
+
+
+def _backend(choice: Choice, observation: Observation) -> BackendRecord:
+    rejected = {rejection.backend: rejection.reason for rejection in choice.rejected}
+    return BackendRecord(
+        op=choice.op,
+        requested=choice.requested,
+        chosen=choice.chosen,
+        observed=observation.backends,
+        launches=observation.launches,
+        proof=observation.proof,
+        rejected=rejected,
+        fallback_reason="; ".join(f"{name}: {why}" for name, why in rejected.items())
+        if choice.fallback
+        else None,
+    )
+
+
+def _timing(facts: RunFacts, series: StepSeries, missing: dict[str, str]) -> Timing:
+    steady = series.duration_seconds[facts.warmup.steps :]
+    window = None
+    if not steady:
+        missing["timing.step_duration_seconds"] = "no steady steps"
+        missing["timing.window_duration_seconds"] = "no steady steps"
+    elif facts.request.steps is None:
+        missing["timing.window_duration_seconds"] = "steps of the two arms alternate"
+    else:
+        first = facts.warmup.steps
+        window = (
+            series.start_seconds[-1] + series.duration_seconds[-1] - series.start_seconds[first]
+        )
+    missing["timing.event_wall_gap_ratio"] = "no device events on a CPU"
+    return Timing(
+        clock=CLOCK,
+        warmup=facts.warmup,
+        step_duration_seconds=summarise(steady) if steady else None,
+        window_duration_seconds=window,
+        event_wall_gap_ratio=None,
+        step_tags=facts.recorder.tag_counts(),
+    )
+
+
+def _throughput(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Throughput:
+    per_step = tokens_per_step(facts.request.resolved)
+    summary = timing.step_duration_seconds
+    rate = None if summary is None else per_step / summary.mean
+    if rate is None:
+        missing["throughput"] = "no steady steps"
+    return Throughput(
+        tokens_per_second=rate,
+        tokens_per_second_per_device=rate,
+        tokens_real=per_step * len(facts.recorder),
+        tokens_padded=0,
+    )
+
+
+def _with_utilisation(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Flops:
+    """Model FLOPs utilisation against the vendor's peak, or against the measured matmul ceiling where there is none."""
+    flops = flops_record(facts.request)
+    summary = timing.step_duration_seconds
+    ceiling = flops.peak_flops_per_second or flops.measured_matmul_flops_per_second
+    if flops.peak_flops_per_second is None:
+        missing["flops.peak_flops_per_second"] = "no published peak for a CPU"
+        missing["flops.peak_source"] = "no published peak for a CPU"
+    if ceiling is None:
+        missing["flops.measured_matmul_flops_per_second"] = "not measured; see `lanewise doctor`"
+    if ceiling is None or summary is None:
+        reason = "no matmul ceiling was measured" if ceiling is None else "no steady steps"
+        missing["flops.model_flops_utilization_ratio"] = reason
+        missing["flops.hardware_flops_utilization_ratio"] = reason
+        return flops
+    rate = tokens_per_step(facts.request.resolved) / summary.mean
+    ratio = rate * flops.training_flops_per_token / ceiling
+    missing["flops.hardware_flops_utilization_ratio"] = "executed FLOPs are not counted"
+    return flops.model_copy(update={"model_flops_utilization_ratio": ratio})
+
+
+def _routing(facts: RunFacts, missing: dict[str, str]) -> Routing | None:
+    moe = facts.request.resolved.lane.model.moe
+    if moe is None or "moe_experts" not in facts.choices:
+        missing["routing"] = "the lane has no E layers"
+        return None
+    steady = facts.expert_load_cvs[facts.warmup.steps :]
+    if not steady:
+        missing.setdefault("routing.expert_load_cv", "no steady steps")
+    return Routing(
+        mode="learned",
+        top_k=moe.top_k,
+        expert_load_cv=math.fsum(steady) / len(steady) if steady else None,
+        dropped_ratio=0.0,
+    )
+
+
+def _numerics(series: StepSeries, missing: dict[str, str]) -> Numerics:
+    missing["numerics.paired_loss_max_abs_diff"] = "a single run; decisions compare the arms"
+    if not series.step:
+        missing["numerics.loss_first"] = missing["numerics.loss_last"] = "no steps"
+        missing.setdefault("numerics.grad_norm_last", "no steps")
+    else:
+        for key, value in (("loss_first", series.loss[0]), ("loss_last", series.loss[-1])):
+            if value is None:
+                missing[f"numerics.{key}"] = "not finite"
+    grad_norm_unmeasured = "numerics.grad_norm_last" in missing
+    if not grad_norm_unmeasured and series.grad_norm[-1] is None:
+        missing["numerics.grad_norm_last"] = "not finite"
+    return Numerics(
+        loss_first=series.loss[0] if series.step else None,
+        loss_last=series.loss[-1] if series.step else None,
+        losses_finite=None not in series.loss,
+        grad_norm_last=series.grad_norm[-1] if series.step else None,
+        grad_norm_finite=grad_norm_unmeasured or None not in series.grad_norm,
+    )
+
+
+def _checks(facts: RunFacts, series: StepSeries) -> tuple[Check, ...]:
+    bad_losses = [step for step, loss in zip(series.step, series.loss, strict=True) if loss is None]
+    checks = [
+        Check(name="steps_present", ok=bool(series.step), detail=f"{len(series.step)} steps"),
+        Check(
+            name="losses_finite",
+            ok=not bad_losses,
+            detail=f"loss is not finite at step {bad_losses[0]}" if bad_losses else "",
+        ),
+        _backend_check(facts),
+        Check(name="steady_state", ok=facts.warmup.steady, detail=facts.warmup.reason),
+    ]
+    if facts.goodput is not None:
+        checks.append(_closure_check(facts.goodput))
+    return tuple(checks)
+
+
+def _backend_check(facts: RunFacts) -> Check:
+    """Observed must be chosen, and in a campaign chosen must be what the arm asked for first."""
+    wrong: list[str] = []
+    for op, choice in facts.choices.items():
+        observed = facts.observations[op].backends
+        in_campaign = facts.request.experiment is not None
+        required = choice.requested[0] if in_campaign and choice.requested else choice.chosen
+        if observed != (required,):
+            why = "; ".join(r.reason for r in choice.rejected if r.backend == required)
+            seen = ", ".join(observed) or "nothing"
+            wrong.append(
+                f"asked for {op}={required}, observed {seen}" + (f" ({why})" if why else "")
+            )
+    return Check(name="observed_backends", ok=not wrong, detail="; ".join(wrong))
+
+
+def _closure_check(goodput: Goodput) -> Check:
+    parts = goodput.step_seconds + math.fsum(goodput.badput_seconds.values())
+    gap = abs(parts - goodput.wall_duration_seconds)
+    other = goodput.badput_seconds["other"]
+    ok = gap <= CLOSURE_RATIO * goodput.wall_duration_seconds and other >= 0
+    return Check(
+        name="goodput_closes",
+        ok=ok,
+        detail="" if ok else f"parts miss wall time by {gap:.6f} s, other is {other:.6f} s",
+    )
+
+
+def _without_present(missing: Mapping[str, str], facts: RunFacts) -> dict[str, str]:
+    always: dict[str, Any] = {"telemetry": "no GPU"}
+    if facts.environment.device_model is None:
+        always["environment.device_model"] = "no GPU"
+        always["environment.device_driver_version"] = "no GPU"
+    for key in ("vcs_revision", "vcs_dirty"):
+        if getattr(facts.environment, key) is None:
+            always[f"environment.{key}"] = "lanewise runs from an installed package, not a checkout"
+    if facts.request.experiment is None:
+        always["experiment"] = "not part of a campaign"
+    return dict(sorted({**missing, **always}.items()))

@@ -1,0 +1,106 @@
+"""Decisions as rows of text."""
+
+import pytest
+from tests.receipts.factory import make_decision
+
+from lanewise.dash.rows import COLUMNS, columns, interval_of, rows
+from lanewise.receipts.decision import Verdict
+
+
+def test_the_columns_are_the_ones_a_person_was_promised() -> None:
+    assert [column.title for column in COLUMNS] == [
+        "feature",
+        "role",
+        "vs",
+        "Δ step time",
+        "95 % interval",
+        "Δ tokens/s",
+        "Δ memory",
+        "Δ goodput",
+        "observed",
+        "verdict",
+        "stance",
+    ]
+
+
+def test_a_complete_decision_fills_every_cell() -> None:
+    (row,) = rows([make_decision()])
+    assert [row.cell(column) for column in COLUMNS] == [
+        "fused_moe",
+        "hot_path",
+        "padded.torch",
+        "−31.0 %",
+        "[−33.0, −29.0]",
+        "+45.0 %",
+        "−11 MiB",
+        "+1.0 pp",
+        "sorted.torch ✓",
+        "FASTER",
+        "default on",
+    ]
+
+
+def test_what_was_not_measured_is_a_dash_and_sorts_by_nothing() -> None:
+    nothing = {"control": None, "treated": None, "delta": None, "reason": "no compiler"}
+    (row,) = rows(
+        [
+            make_decision(
+                {
+                    "estimate": None,
+                    "verdict": "NOT_MEASURED",
+                    "observed": [],
+                    "tokens_per_second": nothing,
+                    "peak_memory_bytes": nothing,
+                    "goodput": nothing,
+                }
+            )
+        ]
+    )
+    cells = (row.step_time, row.interval, row.tokens, row.memory, row.goodput, row.observed)
+    assert set(cells) == {"—"}
+    assert row.sort_keys == {}
+
+
+def test_a_wrong_backend_is_marked_without_colour() -> None:
+    wrong, nothing = rows(
+        [
+            make_decision({"observed": ["padded.torch"], "observed_ok": False}),
+            make_decision({"observed": [], "observed_ok": False}),
+        ]
+    )
+    assert wrong.observed == "padded.torch ✗"
+    assert nothing.observed == "nothing ✗"
+
+
+def test_an_incomplete_decision_shows_no_verdict() -> None:
+    (row,) = rows([make_decision({"status": "INCOMPLETE", "verdict": "FASTER"})])
+    assert (row.verdict, row.tone) == ("INCOMPLETE", "bad")
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_every_verdict_has_a_word_and_a_tone(verdict: Verdict) -> None:
+    (row,) = rows([make_decision({"verdict": verdict.value})])
+    assert row.verdict == verdict.value
+    assert row.tone in ("good", "bad", "open", "quiet")
+
+
+def test_one_block_has_no_interval() -> None:
+    decision = make_decision({"estimate.half_width_log": None})
+    assert interval_of(decision) is None
+    assert rows([decision])[0].interval == "—"
+    assert rows([decision])[0].step_time == "−31.0 %"
+
+
+def test_a_narrow_interval_gives_every_row_two_decimals() -> None:
+    narrow = {
+        "estimate.ratio": 0.9,
+        "estimate.interval_low": 0.8995,
+        "estimate.interval_high": 0.9005,
+    }
+    first, second = rows([make_decision(), make_decision(narrow)])
+    assert (first.step_time, second.interval) == ("−31.00 %", "[−10.05, −9.95]")
+
+
+def test_the_header_names_the_confidence_used() -> None:
+    titles = [c.title for c in columns([make_decision({"estimate.confidence": 0.978})])]
+    assert "97.8 % interval" in titles

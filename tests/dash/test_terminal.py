@@ -1,0 +1,75 @@
+"""The table on terminals of several widths, and as plain lines."""
+
+import io
+
+import pytest
+from rich.console import Console
+from tests.dash.conftest import Example
+from tests.dash.fixture_campaign import CASES, LONG_NAME
+
+from lanewise.dash.rows import COLUMNS
+from lanewise.dash.terminal import decision_table
+
+
+def printed(example: Example, width: int | None) -> list[str]:
+    terminal = width is not None
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        force_terminal=terminal,
+        width=width or 80,
+        soft_wrap=not terminal,
+        color_system=None,
+        legacy_windows=False,
+    )
+    console.print(decision_table(example.evidence.decisions))
+    return out.getvalue().splitlines()
+
+
+def test_elsewhere_than_on_a_terminal_lines_are_whole_and_aligned(example: Example) -> None:
+    lines = printed(example, None)
+    assert len(lines) == 1 + len(CASES)
+    assert "\x1b" not in "".join(lines)
+    starts = {
+        line.find(word)
+        for line, word in zip(lines, ["verdict", *(c.verdict for c in CASES)], strict=True)
+    }
+    assert len(starts) == 1, "the verdicts stand below each other"
+    assert lines[8].startswith(f"{LONG_NAME}  selective")
+    for row, case in zip(lines[1:], CASES, strict=True):
+        assert case.feature in row
+        assert row.endswith(case.stance)
+        assert row == row.rstrip()
+
+
+@pytest.mark.parametrize("width", [140, 160, 220])
+def test_from_140_columns_on_every_column_is_there(example: Example, width: int) -> None:
+    lines = printed(example, width)
+    header = " ".join(" ".join(lines[:2]).split())
+    for column in COLUMNS:
+        assert set(column.title.split()) <= set(header.split()), column.title
+    assert not any("not shown" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [62, 80, 100, 120, 140, 160, 220])
+def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(
+    example: Example, width: int
+) -> None:
+    lines = printed(example, width)
+    assert max(len(line) for line in lines) <= width
+    text = "\n".join(lines)
+    for case in CASES:
+        assert case.verdict in text
+        assert f"{case.feature.split('_')[-1]}" in text
+    assert "[−72.1, −70.5]" in text
+    assert "…" not in text
+
+
+def test_a_narrow_terminal_says_what_it_leaves_out(example: Example) -> None:
+    text = " ".join(" ".join(printed(example, 80)).split())
+    assert "not shown at this width: role, vs, Δ tokens/s, Δ memory, Δ goodput, stance" in text
+
+
+def test_a_terminal_too_narrow_for_the_verdicts_gets_the_plain_lines(example: Example) -> None:
+    text = "".join(printed(example, 30))
+    assert "not shown" not in text

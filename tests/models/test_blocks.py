@@ -1,0 +1,92 @@
+"""Every block against fp64 gradients and against the future."""
+
+import pytest
+import torch
+
+from lanewise.models.model import build_block
+from tests.models.micro import micro_lane, reference_ops
+
+LETTERS = "AEMR"
+
+
+def block_of(letter: str, seed: int = 0, **changes: object) -> torch.nn.Module:
+    lane = micro_lane(model__pattern=letter, model__num_layers=1, **changes)
+    block = build_block(letter, lane, model_switches={}, ops=reference_ops(lane))
+    block.reset_parameters(std=0.4, output_std=0.4, generator=torch.Generator().manual_seed(seed))
+    return block.double()
+
+
+def inputs(length: int = 4, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, length, 12, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_gradients_of_inputs_and_parameters_match_finite_differences(letter: str) -> None:
+    # A wide clip leaves the state gradient of R alone: clipping is not the derivative of anything.
+    block = block_of(letter, model__recurrent__state_gradient_clip=1e9)
+    names = [name for name, _ in block.named_parameters()]
+    x = inputs(3).requires_grad_()
+
+    def delta(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        output = torch.func.functional_call(block, dict(zip(names, values, strict=True)), (x,))
+        return output.delta
+
+    parameters = tuple(p.detach().clone().requires_grad_() for p in block.parameters())
+    # Hooks that clip the state gradient are never called without one, so that probe is left out.
+    assert torch.autograd.gradcheck(
+        delta, (x, *parameters), fast_mode=True, check_undefined_grad=False
+    )
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_every_parameter_gets_a_gradient(letter: str) -> None:
+    block = block_of(letter)
+    block(inputs(6)).delta.square().sum().backward()
+    without = [n for n, p in block.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+@pytest.mark.parametrize("changed", [1, 5, 9])
+def test_a_token_changes_nothing_before_it(letter: str, changed: int) -> None:
+    block = block_of(letter).eval()
+    x = inputs(10)
+    other = x.clone()
+    other[:, changed] += 1.0
+    with torch.no_grad():
+        before, after = block(x).delta, block(other).delta
+    # Only rounding: a batched product may sum in another order, never another set.
+    torch.testing.assert_close(after[:, :changed], before[:, :changed], rtol=1e-13, atol=1e-13)
+    assert not torch.allclose(after[:, changed], before[:, changed])
+
+
+@pytest.mark.parametrize("letter", "AMR")
+def test_a_token_reaches_the_tokens_after_it(letter: str) -> None:
+    block = block_of(letter).eval()
+    x = inputs(10)
+    other = x.clone()
+    other[:, 2] += 1.0
+    with torch.no_grad():
+        moved = (block(other).delta - block(x).delta).abs().amax(-1)[0]
+    assert (moved[2:] > 1e-9).all()
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_rows_of_a_batch_do_not_meet(letter: str) -> None:
+    block = block_of(letter).eval()
+    x = torch.cat([inputs(5, seed=1), inputs(5, seed=2)])
+    with torch.no_grad():
+        together = block(x).delta
+        alone = torch.cat([block(x[:1]).delta, block(x[1:]).delta])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_sees_only_differences_of_positions() -> None:
+    block = block_of("A").eval()
+    x = inputs(6)
+    with torch.no_grad():
+        at_start = block(x).delta
+        block.cos, block.sin = block.cos.roll(-3, 0), block.sin.roll(-3, 0)
+        shifted = block(x).delta
+    torch.testing.assert_close(shifted, at_start, rtol=1e-5, atol=1e-6)  # the table is fp32

@@ -1,0 +1,149 @@
+"""Checks and feature states of a receipt, from facts made by hand."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from lanewise.ops.observe import Observation
+from lanewise.ops.spec import Choice, Rejection
+from lanewise.receipts.schema import BADPUT_CATEGORIES, Check, Goodput
+from lanewise.train import receipt as receipt_module
+from lanewise.train.receipt import RunFacts
+from lanewise.train.run import Run
+from tests.train.runs import experiment, micro_request
+
+
+@pytest.fixture(name="facts")
+def facts_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFacts:
+    """The facts of a real three-step run in a campaign."""
+    caught: list[RunFacts] = []
+    assemble = receipt_module.assemble
+    monkeypatch.setattr(
+        "lanewise.train.run.assemble", lambda facts: (caught.append(facts), assemble(facts))[1]
+    )
+    run = Run(micro_request(tmp_path, steps=None, experiment=experiment()))
+    for _ in range(3):
+        run.step()
+    run.finish(warmup=run.given_warmup(steps=1, steady=True, reason="given"))
+    return caught[0]
+
+
+def check(facts: RunFacts, name: str) -> Check:
+    outcome = receipt_module.assemble(facts)["outcome"]
+    (found,) = (c for c in outcome.checks if c.name == name)
+    assert outcome.validity == ("valid" if all(c.ok for c in outcome.checks) else "invalid")
+    assert isinstance(found, Check)
+    return found
+
+
+def with_moe(facts: RunFacts, choice: Choice, observed: tuple[str, ...]) -> RunFacts:
+    seen = Observation(op="moe_experts", backends=observed, launches=3, proof="counter")
+    return dataclasses.replace(
+        facts,
+        choices={**facts.choices, "moe_experts": choice},
+        observations={**facts.observations, "moe_experts": seen},
+    )
+
+
+def moe_choice(chosen: str, *requested: str, rejected: tuple[Rejection, ...] = ()) -> Choice:
+    return Choice(
+        op="moe_experts",
+        requested=requested,
+        chosen=chosen,
+        rejected=rejected,
+        fallback=bool(rejected),
+    )
+
+
+def test_an_untouched_run_is_valid(facts: RunFacts) -> None:
+    assert receipt_module.assemble(facts)["outcome"].validity == "valid"
+
+
+def test_observed_other_than_chosen_is_invalid(facts: RunFacts) -> None:
+    odd = with_moe(facts, moe_choice("sorted.torch", "sorted.torch"), ("padded.torch",))
+    found = check(odd, "observed_backends")
+    assert not found.ok
+    assert found.detail == "asked for moe_experts=sorted.torch, observed padded.torch"
+
+
+def test_two_observed_backends_are_invalid(facts: RunFacts) -> None:
+    both = ("padded.torch", "sorted.torch")
+    assert not check(
+        with_moe(facts, moe_choice("sorted.torch", "sorted.torch"), both), "observed_backends"
+    ).ok
+
+
+def test_an_op_that_never_ran_is_invalid(facts: RunFacts) -> None:
+    silent = with_moe(facts, moe_choice("sorted.torch", "sorted.torch"), ())
+    assert "observed nothing" in check(silent, "observed_backends").detail
+
+
+FALLBACK = moe_choice(
+    "padded.torch",
+    "sorted.cuda",
+    "padded.torch",
+    rejected=(Rejection(backend="sorted.cuda", reason="it runs on cuda, not on cpu"),),
+)
+
+
+def test_a_fallback_is_invalid_in_a_campaign_and_says_why(facts: RunFacts) -> None:
+    found = check(with_moe(facts, FALLBACK, ("padded.torch",)), "observed_backends")
+    assert not found.ok
+    assert "it runs on cuda" in found.detail
+
+
+def test_a_fallback_is_recorded_and_valid_in_plain_training(facts: RunFacts) -> None:
+    plain = dataclasses.replace(
+        with_moe(facts, FALLBACK, ("padded.torch",)),
+        request=facts.request.model_copy(update={"experiment": None}),
+    )
+    assert check(plain, "observed_backends").ok
+    (record,) = (b for b in receipt_module.assemble(plain)["backends"] if b.op == "moe_experts")
+    assert record.fallback_reason == "sorted.cuda: it runs on cuda, not on cpu"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "effective"),
+    [("sorted.torch", "on"), ("padded.torch", "off"), ("reference", "other")],
+)
+def test_effective_state_follows_the_backend_that_was_chosen(
+    facts: RunFacts, chosen: str, effective: str
+) -> None:
+    pinned = with_moe(facts, moe_choice(chosen, chosen), (chosen,))
+    (feature,) = (f for f in receipt_module.assemble(pinned)["features"] if f.key == "fused_moe")
+    assert (feature.requested, feature.effective) == ("on", effective)
+
+
+def goodput(*, other: float, wall: float = 1.0) -> Goodput:
+    return Goodput(
+        wall_duration_seconds=wall,
+        step_seconds=0.5,
+        goodput_ratio=0.5,
+        badput_seconds={**dict.fromkeys(BADPUT_CATEGORIES, 0.0), "other": other},
+    )
+
+
+@pytest.mark.parametrize(
+    ("partition", "ok"),
+    [
+        (goodput(other=0.5), True),
+        (goodput(other=0.4), False),  # does not add up
+        (goodput(other=-0.1, wall=0.4), False),  # spans overlap
+    ],
+)
+def test_goodput_must_close_without_a_negative_rest(
+    facts: RunFacts, partition: Goodput, ok: bool
+) -> None:
+    assert check(dataclasses.replace(facts, goodput=partition), "goodput_closes").ok is ok
+
+
+def test_utilisation_needs_a_ceiling(facts: RunFacts) -> None:
+    body = receipt_module.assemble(facts)
+    assert body["flops"].model_flops_utilization_ratio is None
+    assert "ceiling" in body["missing"]["flops.model_flops_utilization_ratio"]
+    request = facts.request.model_copy(update={"matmul_flops_per_second": 1e9})
+    measured = receipt_module.assemble(dataclasses.replace(facts, request=request))
+    rate = measured["throughput"].tokens_per_second
+    expected = rate * measured["flops"].training_flops_per_token / 1e9
+    assert measured["flops"].model_flops_utilization_ratio == pytest.approx(expected)
