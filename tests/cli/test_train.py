@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.models.micro import MICRO
-from tests.train.runs import write_text
 
 from lanewise.cli.main import run
 from lanewise.receipts.store import Store
+from tests.models.micro import MICRO
+from tests.train.runs import write_text
 
 
 @pytest.fixture(name="micro")

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.models.micro import micro_lane, reference_ops
 
 from lanewise.models.model import build_block
+from tests.models.micro import micro_lane, reference_ops
 
 LETTERS = "AEMR"
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tests.models.micro import micro_model
 from torch.nn import functional as F
 
 from lanewise.models.layers import init_dt_bias, is_decayed, must_stay_fp32
 from lanewise.models.mamba import decay_rate
 from lanewise.models.recurrent import causal_depthwise_conv
+from tests.models.micro import micro_model
 
 
 def test_dt_bias_starts_log_uniform_between_its_bounds() -> None:

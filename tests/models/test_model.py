@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from tests.models.micro import micro_lane, micro_model, random_batch, resolved_micro
 
 from lanewise.lane.features import FEATURES
 from lanewise.models.model import IGNORE_INDEX, HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
+from tests.models.micro import micro_lane, micro_model, random_batch, resolved_micro
 
 
 def resolved_model(dtype: torch.dtype = torch.float64, **features: str) -> HybridModel:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tests.models.micro import micro_lane, micro_model, random_batch, reference_ops
 
 from lanewise.models.model import build_block
 from lanewise.models.moe import MixtureOfExperts, activate, count_assignments
+from tests.models.micro import micro_lane, micro_model, random_batch, reference_ops
 
 
 def moe(extra_aux_losses: bool = False, **changes: object) -> MixtureOfExperts:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from tests.models.micro import micro_lane, reference_ops
 
 from lanewise.lane import params
 from lanewise.lane.flops import lane_flops
@@ -11,6 +10,7 @@ from lanewise.lane.load import load_lane
 from lanewise.models.model import HybridModel, build_block
 from lanewise.models.problems import lane_problems
 from lanewise.ops.shapes import SHAPES
+from tests.models.micro import micro_lane, reference_ops
 
 CHANGES: tuple[dict[str, Any], ...] = (
     {},

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models.micro import micro_model
 
 from lanewise.errors import BackendError
 from lanewise.ops.spec import Capabilities
 from lanewise.parallel import compile_regions
 from lanewise.parallel.compile_regions import compile_blocks
+from tests.models.micro import micro_model
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.models.micro import micro_lane, resolved_micro
-
 from lanewise.lane.schema import Lane
 from lanewise.receipts.schema import Experiment
 from lanewise.train.request import RunRequest
+from tests.models.micro import micro_lane, resolved_micro
 
 
 def write_text(folder: Path) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.models.micro import micro_lane
-from tests.train.runs import experiment, micro_request
 
 from lanewise.receipts.store import Store
 from lanewise.train.entry import serve
 from lanewise.train.request import RunRequest
+from tests.models.micro import micro_lane
+from tests.train.runs import experiment, micro_request
 
 PATIENCE_SECONDS = 60
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from tests.models.micro import micro_lane, micro_model, random_batch
 
 from lanewise.lane.schema import OptimizerSpec
 from lanewise.measure.goodput import GoodputClock
 from lanewise.train.loop import TrainingLoop, manual_gc
+from tests.models.micro import micro_lane, micro_model, random_batch
 
 
 @dataclass

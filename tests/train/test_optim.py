@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.models.micro import micro_model
 
 from lanewise.lane.schema import OptimizerSpec
 from lanewise.train.optim import (
@@ -13,6 +12,7 @@ from lanewise.train.optim import (
     parameter_groups,
     set_learning_rate,
 )
+from tests.models.micro import micro_model
 
 SPEC = OptimizerSpec(
     learning_rate=1.0, min_learning_rate=0.1, warmup_steps=10, decay_steps=110, weight_decay=0.2

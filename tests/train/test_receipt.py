@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from tests.train.runs import experiment, micro_request
 
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice, Rejection
@@ -12,6 +11,7 @@ from lanewise.receipts.schema import BADPUT_CATEGORIES, Check, Goodput
 from lanewise.train import receipt as receipt_module
 from lanewise.train.receipt import RunFacts
 from lanewise.train.run import Run
+from tests.train.runs import experiment, micro_request
 
 
 @pytest.fixture(name="facts")

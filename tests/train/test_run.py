@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.models.micro import micro_lane
-from tests.train.runs import experiment, micro_request
 
 from lanewise.errors import DataError, NotBuiltError, UsageError
 from lanewise.receipts.schema import RunReceipt, StepSeries
@@ -14,6 +12,8 @@ from lanewise.receipts.store import Store
 from lanewise.receipts.validate import receipt_file_faults
 from lanewise.train.run import Run
 from lanewise.train.session import SessionResult, StopRequest, train_to
+from tests.models.micro import micro_lane
+from tests.train.runs import experiment, micro_request
 
 
 def train(folder: Path, *, stop_after: int | None = None, **fields: Any) -> SessionResult:
