@@ -1,9 +1,266 @@
-"""`lanewise ablate`."""
+"""`lanewise ablate` and `lanewise plan`: which features move step time on this lane."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
 import typer
+
+from lanewise.cli.output import JsonFlag, StoreOption, console, print_json, store_root
+from lanewise.errors import RunInterrupted, UsageError
+
+if TYPE_CHECKING:
+    from lanewise.cli.ablate_view import CampaignView
+    from lanewise.lab.events import CampaignResult
+    from lanewise.lab.prepare import CampaignOptions
+    from lanewise.lab.session import Lab
+    from lanewise.lane.schema import Lane
+
+LaneArgument = Annotated[
+    str, typer.Argument(help="Lane name or TOML file; see `lanewise lane list`.")
+]
+CampaignArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[CAMPAIGN]", help="With --resume: which campaign; default the newest."),
+]
+FeatureOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--feature",
+        metavar="KEY",
+        help="Measure only this feature; repeat for more. `none` is an A/A, `full_stack` all at once.",
+        show_default="all that apply",
+    ),
+]
+BudgetOption = Annotated[
+    str, typer.Option("--budget", metavar="TIME", help="Wall time for everything: 90s, 5m, 1h.")
+]
+DesignOption = Annotated[
+    Literal["leave-one-out", "add-one"],
+    typer.Option("--design", help="Take each feature out of the full stack, or add it to none."),
+]
+BlockDesignOption = Annotated[
+    Literal["lockstep", "sequential"] | None,
+    typer.Option(
+        "--block-design",
+        help="Both arms alive and taking turns, or one process after another.",
+        show_default="lockstep where two copies fit in memory",
+    ),
+]
+BlocksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--blocks", min=2, max=99, help="Blocks of each feature.", show_default="by budget"
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of a process.", show_default="all cores"),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Change one setting of the lane; repeat for more."
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML or YAML with speed_defaults and taxes."),
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Text, JSONL or Parquet; replaces the lane's data.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
+    app.command("ablate")(ablate)
+    app.command("plan")(plan)
+
+
+def ablate(
+    lane: LaneArgument,
+    campaign: CampaignArgument = None,
+    features: FeatureOption = None,
+    budget: BudgetOption = "5m",
+    design: DesignOption = "leave-one-out",
+    block_design: BlockDesignOption = None,
+    blocks: BlocksOption = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    overrides: SetOption = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Run the missing blocks of an unfinished campaign.")
+    ] = False,
+    fail_on: Annotated[
+        str | None,
+        typer.Option("--fail-on", metavar="LIST", help="Exit 1 on slower, over_budget, invalid."),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonFlag = False,
+) -> int:
+    """Measure which features move step time on a lane, in matched, interleaved runs."""
+    from lanewise.cli.ablate_view import CampaignView
+    from lanewise.lab.verdicts import exit_code, parse_fail_on
+
+    verdicts = parse_fail_on(fail_on)
+    if campaign is not None and not resume:
+        raise UsageError(
+            f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
+        )
+    options = _options(
+        lane, features, budget, design, block_design, blocks, seed, threads, overrides, config, data
+    )
+    with _terminable(), CampaignView(console(stderr=True)) as view:
+        lab = _lab(store, view)
+        if resume:
+            result = lab.resume(options.lane, options.machine_class, campaign)
+        else:
+            result = lab.start(options)
+    _print_result(result, lab, as_json=as_json)
+    if result.interrupted:
+        raise RunInterrupted(
+            "interrupted; finished blocks are kept, continue with "
+            f"`lanewise ablate {lane} --resume {result.campaign.campaign_id}`"
+        )
+    return exit_code(result, verdicts)
+
+
+def plan(
+    lane: LaneArgument,
+    features: FeatureOption = None,
+    budget: BudgetOption = "5m",
+    design: DesignOption = "leave-one-out",
+    block_design: BlockDesignOption = None,
+    blocks: BlocksOption = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    overrides: SetOption = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    store: StoreOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time a short pilot and print what a campaign would cost and what it could detect."""
+    from lanewise.cli.ablate_view import CampaignView
+    from lanewise.dash.terminal import header_lines
+    from lanewise.lab.analyse import campaign_record
+
+    options = _options(
+        lane, features, budget, design, block_design, blocks, seed, threads, overrides, config, data
+    )
+    with _terminable(), CampaignView(console(stderr=True)) as view:
+        record = campaign_record(_lab(store, view).plan(options), status="PLANNED")
+    if as_json:
+        print_json(record)
+        return
+    for line in header_lines(record):
+        typer.echo(line)
+
+
+def _options(
+    lane: str,
+    features: list[str] | None,
+    budget: str,
+    design: Literal["leave-one-out", "add-one"],
+    block_design: Literal["lockstep", "sequential"] | None,
+    blocks: int | None,
+    seed: int,
+    threads: int | None,
+    overrides: list[str] | None,
+    config: Path | None,
+    data: str | None,
+) -> CampaignOptions:
+    from lanewise.lab.plan import parse_budget
+    from lanewise.lab.prepare import CampaignOptions
+    from lanewise.lane.machine import detect_machine_class, usable_cores
+
+    return CampaignOptions(
+        lane=_load(lane, overrides, config),
+        machine_class=detect_machine_class("cpu"),
+        device_type="cpu",
+        features=tuple(features or ()),
+        budget_seconds=parse_budget(budget),
+        design=design,
+        block_design=block_design,
+        blocks=blocks,
+        seed=seed,
+        num_threads=threads or usable_cores(),
+        data_path=data,
+    )
+
+
+def _load(name: str, overrides: list[str] | None, config: Path | None) -> Lane:
+    from lanewise.lane.config import apply_config, load_config
+    from lanewise.lane.load import load_lane
+
+    lane = load_lane(name, overrides or ())
+    return lane if config is None else apply_config(lane, load_config(config))
+
+
+def _lab(store: str | None, view: CampaignView) -> Lab:
+    import secrets
+    import time
+    from datetime import UTC, datetime
+
+    import psutil
+
+    from lanewise.lab.children import ForkServerLauncher
+    from lanewise.lab.session import Lab
+    from lanewise.receipts.store import Store
+
+    return Lab(
+        store=Store(store_root(store)),
+        launcher=lambda num_threads: ForkServerLauncher(
+            num_threads=num_threads, also_preload=("lanewise.cli.main",)
+        ),
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        new_token=lambda: secrets.token_hex(3),
+        free_memory_bytes=lambda: int(psutil.virtual_memory().available),
+        listen=view.listen,
+    )
+
+
+def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:
+    from datetime import UTC, datetime
+
+    from lanewise.dash.html import write_report
+    from lanewise.dash.terminal import closing_lines, decision_table
+
+    report = write_report(lab.store, result.campaign.campaign_id, now=datetime.now(UTC))
+    if as_json:
+        document: dict[str, Any] = {
+            "campaign": result.campaign,
+            "decisions": result.decisions,
+            "report": report,
+        }
+        print_json(document)
+        return
+    out = console()
+    out.print(decision_table(result.decisions))
+    for line in closing_lines(
+        result.campaign, result.decisions, store_root=lab.store.root, report_path=report
+    ):
+        typer.echo(line)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Treat a polite request to end (SIGTERM) like Ctrl-C: finished blocks are kept and decided on."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,91 @@
+"""What a person watches while a campaign runs: pilot, plan, a live line or plain lines. Everything goes to stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.text import Text
+
+from lanewise.dash.terminal import CampaignProgress, header_lines
+from lanewise.lab.events import (
+    BlockAdvanced,
+    BlockDiscarded,
+    BlockFinished,
+    BlockStarted,
+    Event,
+    OutOfBudget,
+    PilotVisited,
+    PlanReady,
+)
+
+
+class CampaignView:
+    """Turns the lab's events into lines; use it as a context manager, so that the live line always goes away."""
+
+    def __init__(self, console: Console) -> None:
+        """Print on `console`."""
+        self._console = console
+        self._progress = CampaignProgress(console, clock=time.monotonic)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the live line away."""
+        self._progress.finish()
+
+    def listen(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case PilotVisited():
+                self._line(_pilot_line(event))
+            case PlanReady():
+                for line in header_lines(event.campaign):
+                    self._line(line)
+                self._progress.start(event.campaign, finished_blocks=event.finished_blocks)
+            case BlockStarted():
+                self._progress.block_started(event.feature, event.block, event.num_blocks)
+            case BlockAdvanced():
+                self._progress.tick(event.done_ratio)
+            case BlockFinished():
+                self._finished(event)
+            case BlockDiscarded():
+                self._progress.block_discarded(
+                    event.feature, event.block, event.reason, retried=event.again
+                )
+            case OutOfBudget():
+                self._line(
+                    f"the budget is used up with {event.missing_blocks} blocks missing; --resume runs them"
+                )
+
+    def _finished(self, event: BlockFinished) -> None:
+        if event.reasons or event.estimate is None:
+            self._progress.block_discarded(event.feature, event.block, "; ".join(event.reasons))
+            return
+        spread = event.estimate.half_width_log is not None
+        self._progress.block_finished(
+            event.feature,
+            event.block,
+            event.num_blocks,
+            event.estimate.ratio,
+            event.estimate.interval_low if spread else None,
+            event.estimate.interval_high if spread else None,
+        )
+
+    def _line(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+
+def _pilot_line(event: PilotVisited) -> str:
+    if event.failure is not None:
+        return f"pilot   {event.name}: {event.failure}"
+    return f"pilot   {event.name}: {event.step_seconds:.3f} s/step"

@@ -1,0 +1,168 @@
+"""From journal and receipts to decisions. Nothing kept in memory is used, so a verdict can be drawn again later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from lanewise.lab.arms import FULL_STACK, ArmBuilder, Arms
+from lanewise.lab.campaign import CampaignFolder
+from lanewise.lab.decide import PRODUCER, Context, decide
+from lanewise.lab.evidence import BlockEvidence, read_blocks
+from lanewise.lab.judge import judge
+from lanewise.lab.plan import CampaignPlan
+from lanewise.lane.digest import lane_identity
+from lanewise.receipts.decision import (
+    CampaignRecord,
+    Decision,
+    PlannedFeature,
+    Verdict,
+)
+from lanewise.receipts.environment import collect_machine
+from lanewise.receipts.schema import LaneIdentity, Machine
+from lanewise.receipts.store import Store
+
+VISITS_PER_BLOCK = {"lockstep": 2, "sequential": 4}
+
+Status = Literal["PLANNED", "RUNNING", "COMPLETE", "INCOMPLETE"]
+
+PROVEN = (Verdict.FASTER, Verdict.SLOWER, Verdict.EQUIVALENT)
+
+
+def analyse_campaign(
+    store: Store, campaign_id: str, *, now: str
+) -> tuple[CampaignRecord, tuple[Decision, ...]]:
+    """Draw every decision of a campaign from what is in the store. Writes nothing.
+
+    Args:
+        store: holds the campaign's folder and its receipts.
+        campaign_id: which campaign.
+        now: RFC 3339 time stamped on the documents.
+
+    Raises:
+        UsageError: there is no such campaign.
+        CampaignError: its plan or journal is damaged.
+    """
+    folder = CampaignFolder.find(store.root, campaign_id)
+    plan = folder.plan()
+    finished = folder.finished()
+    evidence = read_blocks(store, tuple(finished.values()))
+    decisions = decide_all(plan, evidence, now=now)
+    record = campaign_record(
+        plan,
+        status="INCOMPLETE" if folder.missing() else "COMPLETE",
+        finished_at=now,
+        decisions=decisions,
+        discarded=tuple(f"{e.feature} block {e.block}: {e.reason}" for e in folder.lost()),
+        evidence=evidence,
+    )
+    return record, decisions
+
+
+def decide_all(
+    plan: CampaignPlan, evidence: Sequence[BlockEvidence], *, now: str
+) -> tuple[Decision, ...]:
+    """Decisions of all features of a plan, in its order."""
+    lane, machine = identity(plan, evidence)
+    context = Context(plan=plan, lane=lane, machine=machine, created_at=now)
+    builder = arm_builder(plan)
+    decisions = []
+    for feature in plan.features:
+        arms = arms_of(builder, plan, feature.feature)
+        blocks = sorted(
+            (block for block in evidence if block.entry.feature == feature.feature),
+            key=lambda block: block.entry.block,
+        )
+        decisions.append(decide(context, arms, judge(blocks, arms)))
+    return tuple(decisions)
+
+
+def arm_builder(plan: CampaignPlan) -> ArmBuilder:
+    """The builder that made the plan's arms."""
+    return ArmBuilder(
+        lane=plan.lane,
+        machine_class=plan.machine_class,
+        device_type=plan.device_type,
+        design=plan.design,
+    )
+
+
+def arms_of(builder: ArmBuilder, plan: CampaignPlan, feature: str) -> Arms:
+    """Arms of a planned feature; a description only where the plan says that it cannot be run."""
+    if plan.feature(feature).skipped_reason is not None and feature != FULL_STACK:
+        return builder.placeholder(feature)
+    return builder.build(feature)
+
+
+def campaign_record(
+    plan: CampaignPlan,
+    *,
+    status: Status,
+    finished_at: str | None = None,
+    decisions: Sequence[Decision] = (),
+    discarded: tuple[str, ...] = (),
+    evidence: Sequence[BlockEvidence] = (),
+) -> CampaignRecord:
+    """The campaign's document at some point of its life."""
+    lane, machine = identity(plan, evidence)
+    return CampaignRecord(
+        campaign_id=plan.campaign_id,
+        created_at=plan.created_at,
+        finished_at=finished_at,
+        producer=PRODUCER,
+        status=status,
+        lane=lane,
+        machine=machine,
+        design=plan.design,
+        block_design=plan.block_design,
+        budget_seconds=plan.budget_seconds,
+        order_seed=plan.order_seed,
+        planned_mde_log=plan.planned_mde_log,
+        planned_noise_log=plan.noise_log,
+        noise_source=plan.noise_source,
+        features=planned_features(plan),
+        decisions=tuple(decision.decision_id for decision in decisions),
+        discarded_blocks=discarded,
+        stack_ratio=_stack_ratio(decisions),
+        notes=plan.notes,
+    )
+
+
+def planned_features(plan: CampaignPlan) -> tuple[PlannedFeature, ...]:
+    """The plan per feature, as the campaign's document tells it."""
+    return tuple(
+        PlannedFeature(
+            feature=feature.feature,
+            planned_blocks=feature.blocks,
+            visits=feature.blocks * VISITS_PER_BLOCK[plan.block_design],
+            estimated_seconds=feature.blocks * feature.block_seconds,
+            skipped_reason=feature.skipped_reason,
+        )
+        for feature in plan.features
+    )
+
+
+def identity(plan: CampaignPlan, evidence: Sequence[BlockEvidence]) -> tuple[LaneIdentity, Machine]:
+    """Lane and machine as a receipt states them; drawn from the plan while there is none."""
+    for block in evidence:
+        for receipts in block.receipts.values():
+            if receipts:
+                return receipts[0].lane, receipts[0].machine
+    base = arm_builder(plan).base()
+    lane = LaneIdentity(
+        name=plan.lane.name,
+        canonical_name=base.canonical_name,
+        digest=base.digest,
+        layer_pattern=plan.lane.model.pattern,
+        num_layers=plan.lane.model.num_layers,
+        spec=lane_identity(plan.lane),
+    )
+    return lane, collect_machine(plan.machine_class)
+
+
+def _stack_ratio(decisions: Sequence[Decision]) -> float | None:
+    for decision in decisions:
+        proven = decision.verdict in PROVEN and decision.status == "COMPLETE"
+        if decision.feature == FULL_STACK and proven and decision.estimate is not None:
+            return decision.estimate.ratio
+    return None

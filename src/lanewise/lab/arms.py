@@ -1,0 +1,258 @@
+"""The two arms of a feature: one resolved lane with it off, one with it on, everything else the same.
+
+Base of `leave-one-out` is the full stack: every feature at its stance unless the lane says otherwise. Base of
+`add-one` is the bare lane: every feature off. Arm A is always the control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lanewise.errors import NotBuiltError, UsageError
+from lanewise.lane.features import BY_KEY, FEATURES, Feature
+from lanewise.lane.pattern import layer_letters
+from lanewise.lane.resolve import find_feature, resolve
+from lanewise.lane.resolved import ResolvedLane
+from lanewise.lane.schema import Lane
+
+Design = Literal["leave-one-out", "add-one"]
+
+NO_FEATURE = "none"
+"""An A/A campaign: both arms are the base, what is measured is noise."""
+
+FULL_STACK = "full_stack"
+"""Bare lane against full stack: how much all features give together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arms:
+    """A question a campaign asks, and the two lanes that answer it.
+
+    Attributes:
+        feature: feature key, `none` or `full_stack`.
+        title: words for tables.
+        role: role of the feature; `stack` for the full stack, `noise` for an A/A.
+        declared: feature keys in which the arms may differ.
+        ops: ops whose backend the arms may choose differently.
+        versus: the control by name: its backends on this device, else its state.
+        states: arm → state.
+        on_by_default: whether the stance has the feature on.
+        stance: the stance in words.
+        tax_budget_ratio: largest acceptable step-time ratio of a tax; None for others.
+        equal_mathematics: whether both arms promise the same loss up to rounding.
+        control: arm A.
+        treated: arm B.
+    """
+
+    feature: str
+    title: str
+    role: str
+    declared: frozenset[str]
+    ops: tuple[str, ...]
+    versus: str
+    states: Mapping[str, str]
+    on_by_default: bool
+    stance: str
+    tax_budget_ratio: float | None
+    equal_mathematics: bool
+    control: ResolvedLane
+    treated: ResolvedLane
+
+    def arm(self, name: Literal["A", "B"]) -> ResolvedLane:
+        """The resolved lane of one arm."""
+        return self.control if name == "A" else self.treated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmBuilder:
+    """Builds arms for one lane on one machine.
+
+    The ledger is left out on purpose: a campaign's base must not move when a feature graduates.
+
+    Attributes:
+        lane: the lane with the user's explicit states.
+        machine_class: e.g. `cpu-x86_64-2c`.
+        device_type: `cpu` or `cuda`.
+        design: what the base is.
+    """
+
+    lane: Lane
+    machine_class: str
+    device_type: Literal["cpu", "cuda"]
+    design: Design
+
+    def base(self) -> ResolvedLane:
+        """The lane every feature is compared on."""
+        return self._resolved(self._base_states())
+
+    def build(self, feature: str) -> Arms:
+        """The arms of one feature, of `none` or of `full_stack`.
+
+        Raises:
+            UsageError: there is no such feature, or it has nothing to change on this lane.
+            NotBuiltError: this version does not implement it.
+        """
+        if feature == NO_FEATURE:
+            return self._same_arms()
+        if feature == FULL_STACK:
+            return self._stack_arms()
+        return self._feature_arms(self._usable(feature))
+
+    def placeholder(self, feature: str) -> Arms:
+        """What a decision says about a feature whose arms cannot be built: its description, and the base twice."""
+        return self._described(find_feature(feature), control=self.base(), treated=self.base())
+
+    def default_features(self) -> tuple[str, ...]:
+        """Features of a campaign that names none: all that apply and are built, then the stack as a whole."""
+        letters = frozenset(layer_letters(self.lane.model))
+        keys = tuple(f.key for f in FEATURES if f.built and f.applies_to(letters))
+        return (*keys, FULL_STACK) if self.design == "leave-one-out" else keys
+
+    def _usable(self, key: str) -> Feature:
+        feature = find_feature(key)
+        if not feature.built:
+            raise NotBuiltError(
+                f"feature {key!r} is known and not built in this version, so it cannot be measured; "
+                "`lanewise feature list` shows what is built"
+            )
+        letters = frozenset(layer_letters(self.lane.model))
+        if not feature.applies_to(letters):
+            raise UsageError(
+                f"feature {key!r} changes blocks {'/'.join(sorted(feature.letters))}, and lane "
+                f"{self.lane.name!r} has only {''.join(sorted(letters))}; choose a feature of this lane"
+            )
+        return feature
+
+    def _feature_arms(self, feature: Feature) -> Arms:
+        off, on = control_state(feature), treated_state(feature)
+        base = self._base_states()
+        control = self._resolved({**base, feature.key: off})
+        treated = self._resolved({**base, feature.key: on})
+        return self._described(feature, control=control, treated=treated)
+
+    def _described(self, feature: Feature, *, control: ResolvedLane, treated: ResolvedLane) -> Arms:
+        off, on = control_state(feature), treated_state(feature)
+        settings = feature.settings[off].ops
+        named = [name for op in settings for name in settings[op].get(self.device_type, ())]
+        return Arms(
+            feature=feature.key,
+            title=feature.title,
+            role=feature.role.value,
+            declared=frozenset({feature.key}),
+            ops=feature_ops(feature),
+            versus=" + ".join(named) or off,
+            states={"A": off, "B": on},
+            on_by_default=feature.default_state == on,
+            stance=feature.stance,
+            tax_budget_ratio=feature.tax_budget_ratio,
+            equal_mathematics=feature.equal_mathematics,
+            control=control,
+            treated=treated,
+        )
+
+    def _stack_arms(self) -> Arms:
+        control, treated = self._resolved(self._bare_states()), self._resolved({})
+        differing = _differing_features(control, treated)
+        keys = [BY_KEY[key] for key in sorted(differing)]
+        return Arms(
+            feature=FULL_STACK,
+            title="full stack",
+            role="stack",
+            declared=frozenset(differing),
+            ops=tuple(sorted({op for feature in keys for op in feature_ops(feature)})),
+            versus="bare lane",
+            states={"A": "bare", "B": "full"},
+            on_by_default=True,
+            stance="sum of the stances",
+            tax_budget_ratio=None,
+            equal_mathematics=all(feature.equal_mathematics for feature in keys),
+            control=control,
+            treated=treated,
+        )
+
+    def _same_arms(self) -> Arms:
+        base = self.base()
+        return Arms(
+            feature=NO_FEATURE,
+            title="A/A (no feature)",
+            role="noise",
+            declared=frozenset(),
+            ops=(),
+            versus="itself",
+            states={"A": "base", "B": "base"},
+            on_by_default=False,
+            stance="noise",
+            tax_budget_ratio=None,
+            equal_mathematics=True,
+            control=base,
+            treated=base,
+        )
+
+    def _base_states(self) -> dict[str, str]:
+        return {} if self.design == "leave-one-out" else self._bare_states()
+
+    def _bare_states(self) -> dict[str, str]:
+        """Everything off, but for a feature whose op the lane pins by hand: the pin is the user's word."""
+        letters = frozenset(layer_letters(self.lane.model))
+        return {
+            f.key: control_state(f)
+            for f in FEATURES
+            if f.built and f.applies_to(letters) and not self.lane.ops.keys() & set(feature_ops(f))
+        }
+
+    def _resolved(self, states: Mapping[str, str]) -> ResolvedLane:
+        return resolve(
+            self.lane,
+            machine_class=self.machine_class,
+            device_type=self.device_type,
+            mode="ablate",
+            ledger=None,
+            overrides=dict(states),
+        )
+
+
+def control_state(feature: Feature) -> str:
+    """The state of arm A: the first declared, `off`."""
+    return feature.states[0]
+
+
+def treated_state(feature: Feature) -> str:
+    """The state of arm B: `on`, or the last declared where a feature has other states."""
+    return "on" if "on" in feature.states else feature.states[-1]
+
+
+def feature_ops(feature: Feature) -> tuple[str, ...]:
+    """Ops that any state of a feature sets, sorted."""
+    return tuple(sorted({op for setting in feature.settings.values() for op in setting.ops}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A feature of a campaign: its arms, and why they cannot be run where that is known beforehand."""
+
+    arms: Arms
+    refused: str | None = None
+
+
+def questions(builder: ArmBuilder, asked: Sequence[str]) -> tuple[Question, ...]:
+    """What a campaign asks, each feature once and in order; all features that apply when none is named.
+
+    Raises:
+        UsageError: a feature asked for by name cannot be measured. One taken by default is refused with its reason.
+    """
+    if asked:
+        return tuple(Question(arms=builder.build(key)) for key in dict.fromkeys(asked))
+    found = []
+    for key in builder.default_features():
+        try:
+            found.append(Question(arms=builder.build(key)))
+        except UsageError as error:
+            found.append(Question(arms=builder.placeholder(key), refused=str(error)))
+    return tuple(found)
+
+
+def _differing_features(a: ResolvedLane, b: ResolvedLane) -> set[str]:
+    states = {decision.key: decision.state for decision in a.features}
+    return {decision.key for decision in b.features if states.get(decision.key) != decision.state}

@@ -1,0 +1,106 @@
+"""The receipts and step series of one block, read back from the store: the only thing a verdict may rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from lanewise.errors import ReceiptError
+from lanewise.lab import protocol
+from lanewise.lab.journal import BlockDone
+from lanewise.lab.schedule import ArmName
+from lanewise.measure.stats import quad_contrast, visit_contrast
+from lanewise.receipts.schema import RunReceipt, StepSeries
+from lanewise.receipts.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockEvidence:
+    """One finished block.
+
+    Attributes:
+        entry: the journal's line.
+        receipts: arm → receipts in the order of the visits.
+        steps: arm → step series of those receipts.
+        unreadable: why evidence is missing; empty when it is all there.
+    """
+
+    entry: BlockDone
+    receipts: Mapping[ArmName, tuple[RunReceipt, ...]]
+    steps: Mapping[ArmName, tuple[StepSeries, ...]]
+    unreadable: tuple[str, ...]
+
+    @property
+    def num_quads(self) -> int:
+        """Quads after warm-up; in a sequential block its one order of visits."""
+        if self.entry.design == "sequential":
+            return len(self.entry.order)
+        dropped = (self.entry.warmup_steps - self.entry.lead_steps) // protocol.STEPS_PER_QUAD
+        return max(0, len(self.entry.order) - max(0, dropped))
+
+    def steady_seconds(self, arm: ArmName) -> tuple[tuple[float, ...], ...]:
+        """Durations of each visit's steps after the block's warm-up."""
+        return tuple(
+            series.duration_seconds[self.entry.warmup_steps :] for series in self.steps[arm]
+        )
+
+    def median_seconds(self, arm: ArmName) -> float | None:
+        """Median steady step of an arm, geometric mean over its visits."""
+        visits = [visit for visit in self.steady_seconds(arm) if visit]
+        if not visits:
+            return None
+        return math.exp(fmean(math.log(median(visit)) for visit in visits))
+
+    def contrast_log(self) -> float | None:
+        """Effect of this block on log step time, or None when nothing is left after warm-up.
+
+        Lockstep: median over quads of mean log B − mean log A (P1b). Sequential: mean over B visits of the median log
+        step − the same over A visits (P4).
+        """
+        control, treated = self.steady_seconds("A"), self.steady_seconds("B")
+        if not all((control, treated, *control, *treated)):
+            return None
+        if self.entry.design == "sequential":
+            return visit_contrast(control, treated)
+        return quad_contrast(control[0], treated[0])
+
+    def paired_losses(self) -> tuple[tuple[int, float | None, float | None], ...]:
+        """(step, loss of A, loss of B) over the steps both first visits took."""
+        control, treated = self.steps["A"][0], self.steps["B"][0]
+        return tuple(zip(control.step, control.loss, treated.loss, strict=False))
+
+
+def read_blocks(store: Store, entries: Sequence[BlockDone]) -> tuple[BlockEvidence, ...]:
+    """Read the receipts of blocks; what cannot be read is named, not raised, so that the other blocks still count."""
+    # One listing for all of them: a store may hold many thousand receipts.
+    locations = {
+        f"sha256:{file.stem}": f"{store.root}/{file.name}" for file in store.receipt_files()
+    }
+    return tuple(_read_block(store, entry, locations) for entry in entries)
+
+
+def _read_block(store: Store, entry: BlockDone, locations: Mapping[str, str]) -> BlockEvidence:
+    receipts: dict[ArmName, tuple[RunReceipt, ...]] = {"A": (), "B": ()}
+    steps: dict[ArmName, tuple[StepSeries, ...]] = {"A": (), "B": ()}
+    unreadable: list[str] = []
+    for arm in receipts:
+        for receipt_id in entry.receipts.get(arm, ()):
+            location = locations.get(receipt_id)
+            if location is None:
+                unreadable.append(f"arm {arm}: receipt {receipt_id[:19]} is not in the store")
+                continue
+            try:
+                receipt, series = store.read_receipt(location), store.read_steps(location)
+            except ReceiptError as error:
+                unreadable.append(f"arm {arm}: {error}")
+                continue
+            receipts[arm] = (*receipts[arm], receipt)
+            if series is None:
+                unreadable.append(f"arm {arm}: receipt {receipt_id[:19]} has no step series")
+            else:
+                steps[arm] = (*steps[arm], series)
+        if not entry.receipts.get(arm):
+            unreadable.append(f"arm {arm}: no receipt")
+    return BlockEvidence(entry=entry, receipts=receipts, steps=steps, unreadable=tuple(unreadable))

@@ -1,0 +1,123 @@
+"""The campaign's append-only record of what has run: one JSON line per finished or discarded block.
+
+A line counts when it is complete. A process killed in the middle of a write leaves half a line, which is dropped when
+the journal is next opened, and the block it belonged to is run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from lanewise.errors import CampaignError, StoreError
+from lanewise.lab.protocol import BlockDesign
+from lanewise.receipts.schema import Digest, Record
+
+
+class BlockDone(Record):
+    """A block whose receipts are written.
+
+    Attributes:
+        block: from 1.
+        attempt: 1, or 2 after the first was discarded.
+        order: quads of a lockstep block (`ABBA`, `BAAB`), or the one order of visits of a sequential block.
+        order_seed: what the order was drawn from.
+        started_first: arm whose process was started first.
+        lead_steps: steps each arm took before the first quad.
+        warmup_steps: steps dropped at the start of every visit of the block.
+        steady: whether a steady state was found.
+        warmup_reason: why these steps, or why none was found.
+        receipts: arm → receipt ids, in the order of the visits.
+        wall_seconds: what the block cost.
+    """
+
+    event: Literal["block"] = "block"
+    feature: str
+    block: int
+    attempt: int
+    design: BlockDesign
+    order: tuple[str, ...]
+    order_seed: int
+    started_first: Literal["A", "B"]
+    lead_steps: int
+    warmup_steps: int
+    steady: bool
+    warmup_reason: str
+    receipts: dict[str, tuple[Digest, ...]]
+    wall_seconds: float
+
+
+class BlockLost(Record):
+    """A block that was thrown away because a process failed in it."""
+
+    event: Literal["discarded"] = "discarded"
+    feature: str
+    block: int
+    attempt: int
+    reason: str
+    wall_seconds: float
+
+
+Entry = Annotated[BlockDone | BlockLost, Field(discriminator="event")]
+
+_ENTRY: TypeAdapter[BlockDone | BlockLost] = TypeAdapter(Entry)
+
+
+class Journal:
+    """Reads and appends entries of one file."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the file; it need not exist."""
+        self.path = path
+
+    def read(self) -> tuple[BlockDone | BlockLost, ...]:
+        """All complete entries, in order.
+
+        Raises:
+            CampaignError: a complete line does not hold an entry.
+        """
+        return tuple(
+            self._parse(line, number)
+            for number, line in enumerate(self._complete_lines().splitlines(), start=1)
+        )
+
+    def append(self, entry: BlockDone | BlockLost) -> None:
+        """Write one entry and wait until it is on the disk.
+
+        Raises:
+            StoreError: the disk refuses it; the journal is as it was before.
+        """
+        line = json.dumps(entry.model_dump(mode="json"), ensure_ascii=False).encode() + b"\n"
+        whole = len(self._complete_lines())
+        try:
+            with self.path.open("ab") as file:
+                file.truncate(whole)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: cannot be written ({error.strerror or error}); free some space, then repeat "
+                "the command with --resume"
+            ) from error
+
+    def _complete_lines(self) -> bytes:
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        return content[: content.rfind(b"\n") + 1]
+
+    def _parse(self, line: bytes, number: int) -> BlockDone | BlockLost:
+        try:
+            return _ENTRY.validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise CampaignError(
+                f"{self.path}:{number}: not a journal entry ({first['msg']}); the file was altered, so this "
+                "campaign cannot be trusted: start a new one"
+            ) from error

@@ -1,0 +1,171 @@
+"""Blocks with their verdict on validity, and the metrics of the arms over the blocks that count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from lanewise.lab.arms import Arms
+from lanewise.lab.evidence import BlockEvidence
+from lanewise.lab.schedule import ArmName
+from lanewise.lab.validity import Fault, block_faults, environment_fault, observed_backends
+from lanewise.receipts.decision import BlockRecord, MetricDelta
+from lanewise.receipts.schema import RunReceipt
+
+OF_THE_VISIT = frozenset(
+    {"device_init", "training_prep", "profiler", "turn_wait", "disruption", "other"}
+)
+"""Badput that a short visit has because it is short, or because the lab made it wait."""
+
+Reading = Callable[[RunReceipt], float | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedBlock:
+    """A block, why it does not count if it does not, and its effect if it does."""
+
+    evidence: BlockEvidence
+    faults: tuple[Fault, ...]
+
+    @property
+    def valid(self) -> bool:
+        """Whether the block counts."""
+        return not self.faults
+
+    @property
+    def contrast_log(self) -> float | None:
+        """Effect on log step time; None for a block that does not count."""
+        return self.evidence.contrast_log() if self.valid else None
+
+    def record(self) -> BlockRecord:
+        """The block as a decision cites it."""
+        entry = self.evidence.entry
+        readable = not self.evidence.unreadable
+        return BlockRecord(
+            block=entry.block,
+            design=entry.design,
+            valid=self.valid,
+            reasons=tuple(fault.text for fault in self.faults),
+            contrast_log=self.contrast_log,
+            num_quads=self.evidence.num_quads,
+            warmup_steps=entry.warmup_steps,
+            control_seconds=self.evidence.median_seconds("A") if readable else None,
+            treated_seconds=self.evidence.median_seconds("B") if readable else None,
+            receipts=entry.receipts,
+        )
+
+
+def judge(blocks: Sequence[BlockEvidence], arms: Arms) -> tuple[JudgedBlock, ...]:
+    """Check every block by itself and against the first one that is whole."""
+    reference = next((block for block in blocks if not block.unreadable), None)
+    judged = []
+    for block in blocks:
+        faults = block_faults(block, arms)
+        if reference is not None and not block.unreadable:
+            changed = environment_fault(block, reference)
+            faults = (*faults, changed) if changed else faults
+        judged.append(JudgedBlock(evidence=block, faults=faults))
+    return tuple(judged)
+
+
+def metric(
+    blocks: Sequence[JudgedBlock], reading: Reading, *, reason: str, relative: bool = False
+) -> MetricDelta:
+    """A secondary metric: median over an arm's receipts that have it.
+
+    Args:
+        blocks: blocks that count.
+        reading: the value of one receipt, or None.
+        reason: why there may be none.
+        relative: delta is treated ÷ control − 1 instead of treated − control.
+    """
+    control, treated = (_median_of(blocks, arm, reading) for arm in ("A", "B"))
+    if control is None or treated is None:
+        return MetricDelta(control=control, treated=treated, delta=None, reason=reason)
+    if relative:
+        delta = treated / control - 1.0 if control > 0 else None
+        return MetricDelta(
+            control=control,
+            treated=treated,
+            delta=delta,
+            reason=None if delta is not None else "the control is zero",
+        )
+    return MetricDelta(control=control, treated=treated, delta=treated - control)
+
+
+def allocated_bytes(receipt: RunReceipt) -> float | None:
+    """Peak memory of tensors."""
+    return receipt.memory.peak_allocated_bytes
+
+
+def goodput_ratio(receipt: RunReceipt) -> float | None:
+    """Share of step time in the time that steps and named losses of the feature's own making take.
+
+    A visit of a campaign is seconds long, so its start-up and end would rule `receipt.goodput.goodput_ratio` and make
+    every feature that shortens a step look wasteful. They are left out here; compile, autotune, graph capture, waiting
+    for data and the like stay in.
+    """
+    goodput = receipt.goodput
+    if goodput is None:
+        return None
+    lost = sum(
+        seconds for name, seconds in goodput.badput_seconds.items() if name not in OF_THE_VISIT
+    )
+    total = goodput.step_seconds + lost
+    return goodput.step_seconds / total if total > 0 else None
+
+
+def compile_seconds(receipt: RunReceipt) -> float | None:
+    """Time spent compiling."""
+    return receipt.compile.compile_duration_seconds
+
+
+def step_seconds(blocks: Sequence[JudgedBlock], arm: ArmName) -> float | None:
+    """Median over blocks of an arm's median step, in seconds."""
+    values = [block.evidence.median_seconds(arm) for block in blocks]
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def tokens_delta(
+    blocks: Sequence[JudgedBlock], tokens_per_step: int, ratio: float | None
+) -> MetricDelta:
+    """Tokens per second of both arms; the delta follows the paired estimate, not the ratio of unpaired medians."""
+    control, treated = step_seconds(blocks, "A"), step_seconds(blocks, "B")
+    if control is None or treated is None or ratio is None:
+        return MetricDelta(control=None, treated=None, delta=None, reason="no block counts")
+    return MetricDelta(
+        control=tokens_per_step / control,
+        treated=tokens_per_step / treated,
+        delta=1.0 / ratio - 1.0,
+    )
+
+
+def loss_difference(blocks: Sequence[JudgedBlock]) -> float | None:
+    """Largest difference of the arms' losses over paired steps, in nats."""
+    differences = [
+        abs(treated - control)
+        for block in blocks
+        for _step, control, treated in block.evidence.paired_losses()
+        if control is not None and treated is not None
+    ]
+    return max(differences, default=None)
+
+
+def observed(blocks: Sequence[JudgedBlock], arms: Arms) -> tuple[str, ...]:
+    """What ran in arm B, over all readable blocks."""
+    return tuple(
+        dict.fromkeys(
+            name
+            for block in blocks
+            for receipt in block.evidence.receipts["B"]
+            for name in observed_backends(receipt, arms)
+        )
+    )
+
+
+def _median_of(blocks: Sequence[JudgedBlock], arm: ArmName, reading: Reading) -> float | None:
+    values = [reading(r) for block in blocks for r in block.evidence.receipts[arm]]
+    known = [value for value in values if value is not None]
+    return float(median(known)) if known else None

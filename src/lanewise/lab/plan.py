@@ -1,0 +1,263 @@
+"""How a budget is spent: which features, how many blocks, how many quads. Decided before anything is measured.
+
+More quads sharpen one block, more blocks sample more processes; with few blocks the interval is ruled by their number,
+so the budget buys blocks up to `TARGET_BLOCKS` first, then quads, then more blocks. What does not fit is dropped by
+name, the most expensive first, because a cheap feature gives the same information for less.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lanewise.errors import UsageError
+from lanewise.lab import protocol
+from lanewise.lab.protocol import BlockDesign
+from lanewise.lane.schema import Lane
+from lanewise.measure.stats import mde
+from lanewise.receipts.decision import Margin
+from lanewise.receipts.schema import Record
+
+PLAN_SCHEMA_VERSION = "1.0.0"
+
+RESERVE_RATIO = 0.06
+"""Share of the budget kept for analysis, the report and a machine that turns slow."""
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class ArmCost(Record):
+    """What one process of one configuration costs, from its pilot visit. Seconds."""
+
+    setup_seconds: float
+    first_step_seconds: float
+    step_seconds: float
+    resident_bytes: int | None
+
+
+class FeaturePlan(Record):
+    """One feature's share of the campaign.
+
+    `skipped_reason` set means that nothing will be measured and why; then the numbers are 0.
+    """
+
+    feature: str
+    blocks: int
+    quads: int
+    block_seconds: float
+    control: ArmCost | None
+    treated: ArmCost | None
+    skipped_reason: str | None = None
+
+
+class CampaignPlan(Record):
+    """Everything a campaign needs to run, and to be resumed or analysed without the command that started it."""
+
+    schema_version: str = PLAN_SCHEMA_VERSION
+    campaign_id: str
+    created_at: str
+    lane: Lane
+    data_path: str | None
+    machine_class: str
+    device_type: Literal["cpu", "cuda"]
+    design: Literal["leave-one-out", "add-one"]
+    block_design: BlockDesign
+    budget_seconds: float
+    order_seed: int
+    num_threads: int
+    finish_seconds: float
+    pilot_seconds: float
+    features: tuple[FeaturePlan, ...]
+    margin: Margin
+    noise_log: float
+    noise_source: str
+    planned_mde_log: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def planned(self) -> tuple[FeaturePlan, ...]:
+        """Features that will be measured."""
+        return tuple(feature for feature in self.features if feature.skipped_reason is None)
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Feature → number of blocks."""
+        return {feature.feature: feature.blocks for feature in self.planned}
+
+    @property
+    def estimated_seconds(self) -> float:
+        """What all blocks are expected to take."""
+        return sum(feature.blocks * feature.block_seconds for feature in self.planned)
+
+    def feature(self, key: str) -> FeaturePlan:
+        """The plan of one feature."""
+        return next(feature for feature in self.features if feature.feature == key)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A feature with what its arms cost; `failure` set means that it cannot be measured."""
+
+    feature: str
+    control: ArmCost | None
+    treated: ArmCost | None
+    failure: str | None = None
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of a budget such as `90s`, `5m` or `1h`; a bare number is seconds.
+
+    Raises:
+        UsageError: it is not a positive duration.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smh]?)\s*", text)
+    seconds = float(found.group(1)) * _UNITS[found.group(2) or "s"] if found else 0.0
+    if seconds <= 0:
+        raise UsageError(
+            f"--budget {text!r} is not a duration; write a positive number and a unit: 90s, 5m or 1h"
+        )
+    return seconds
+
+
+def block_seconds(
+    control: ArmCost, treated: ArmCost, quads: int, *, finish_seconds: float, design: BlockDesign
+) -> float:
+    """Expected seconds of one block of fresh processes.
+
+    Args:
+        control: cost of arm A.
+        treated: cost of arm B.
+        quads: quads in lockstep; in a sequential block each of the two visits of an arm takes as many steps as all
+            quads give one arm.
+        finish_seconds: from the last step of a visit to its receipt.
+        design: lockstep starts each arm once, sequential twice.
+    """
+    visits = 1 if design == "lockstep" else 2
+    steps = protocol.LEAD_STEPS - 1 + protocol.STEPS_PER_QUAD * quads
+    return sum(
+        visits
+        * (arm.setup_seconds + finish_seconds + arm.first_step_seconds + steps * arm.step_seconds)
+        for arm in (control, treated)
+    )
+
+
+def allocate(
+    candidates: Sequence[Candidate],
+    available_seconds: float,
+    *,
+    finish_seconds: float,
+    design: BlockDesign,
+    blocks: int | None = None,
+) -> tuple[FeaturePlan, ...]:
+    """Spend the seconds on blocks and quads, in the order of the candidates.
+
+    Args:
+        candidates: features with their costs.
+        available_seconds: what is left of the budget after the pilot and the reserve.
+        finish_seconds: overhead of closing a visit.
+        design: how a block is run.
+        blocks: blocks per feature, fixed by the user; None lets the budget decide.
+
+    Raises:
+        UsageError: not even the cheapest feature fits.
+    """
+    prices = _Prices(finish_seconds=finish_seconds, design=design)
+    kept = sorted(
+        (c for c in candidates if c.failure is None),
+        key=lambda candidate: prices.block(candidate, protocol.MIN_QUADS),
+    )
+    wanted = blocks or protocol.VERDICT_BLOCKS
+    while len(kept) > 1 and prices.total(kept, wanted, protocol.MIN_QUADS) > available_seconds:
+        kept.pop()
+    if kept and prices.total(kept, wanted, protocol.MIN_QUADS) > available_seconds:
+        wanted = _fewest_blocks(kept[0], prices, available_seconds, blocks)
+
+    def fits(num_blocks: int, num_quads: int) -> bool:
+        return prices.total(kept, num_blocks, num_quads) <= available_seconds
+
+    quads = protocol.MIN_QUADS
+    if blocks is None:
+        wanted = _grow(wanted, protocol.TARGET_BLOCKS, lambda k: fits(k, quads))
+    quads = _grow(quads, protocol.MAX_QUADS, lambda q: fits(wanted, q))
+    if blocks is None and quads == protocol.MAX_QUADS:
+        wanted = _grow(wanted, protocol.MAX_BLOCKS, lambda k: fits(k, quads))
+    return tuple(
+        _planned(candidate, wanted, quads, prices)
+        if candidate in kept
+        else _skipped(candidate, blocks or protocol.VERDICT_BLOCKS, prices)
+        for candidate in candidates
+    )
+
+
+def planned_mde(noise_log: float, features: Sequence[FeaturePlan]) -> float:
+    """Smallest effect on log step time that every planned feature's blocks find with 80 % power."""
+    fewest = min((f.blocks for f in features if f.skipped_reason is None), default=0)
+    return mde(noise_log, max(fewest, protocol.MIN_BLOCKS))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prices:
+    finish_seconds: float
+    design: BlockDesign
+
+    def block(self, candidate: Candidate, quads: int) -> float:
+        assert candidate.control is not None, "a candidate without a failure has costs"
+        assert candidate.treated is not None, "a candidate without a failure has costs"
+        return block_seconds(
+            candidate.control,
+            candidate.treated,
+            quads,
+            finish_seconds=self.finish_seconds,
+            design=self.design,
+        )
+
+    def total(self, kept: Sequence[Candidate], num_blocks: int, quads: int) -> float:
+        return num_blocks * sum(self.block(candidate, quads) for candidate in kept)
+
+
+def _fewest_blocks(
+    cheapest: Candidate, prices: _Prices, available_seconds: float, blocks: int | None
+) -> int:
+    fewest = blocks or protocol.MIN_BLOCKS
+    needed = prices.total([cheapest], fewest, protocol.MIN_QUADS)
+    if needed > available_seconds:
+        raise UsageError(
+            f"the budget leaves {max(available_seconds, 0.0):.0f} s after the pilot, and {fewest} blocks of "
+            f"{cheapest.feature}, the cheapest feature, need about {needed:.0f} s; give a larger --budget"
+        )
+    return fewest
+
+
+def _planned(candidate: Candidate, num_blocks: int, quads: int, prices: _Prices) -> FeaturePlan:
+    return FeaturePlan(
+        feature=candidate.feature,
+        blocks=num_blocks,
+        quads=quads,
+        block_seconds=prices.block(candidate, quads),
+        control=candidate.control,
+        treated=candidate.treated,
+    )
+
+
+def _skipped(candidate: Candidate, num_blocks: int, prices: _Prices) -> FeaturePlan:
+    reason = candidate.failure
+    if reason is None:
+        needed = prices.total([candidate], num_blocks, protocol.MIN_QUADS)
+        reason = f"over budget: needs ~{needed:.0f} s"
+    return FeaturePlan(
+        feature=candidate.feature,
+        blocks=0,
+        quads=0,
+        block_seconds=0.0,
+        control=candidate.control,
+        treated=candidate.treated,
+        skipped_reason=reason,
+    )
+
+
+def _grow(value: int, limit: int, fits: Callable[[int], bool]) -> int:
+    while value < limit and fits(value + 1):
+        value += 1
+    return value

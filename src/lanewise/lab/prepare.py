@@ -1,0 +1,163 @@
+"""From a lane and a budget to a plan: pilot, block design, allocation. Nothing is measured yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from lanewise.lab.arms import ArmBuilder, Design, questions
+from lanewise.lab.children import Launcher
+from lanewise.lab.events import Listener, PilotVisited
+from lanewise.lab.margin import known_noise
+from lanewise.lab.pilot import Pilot
+from lanewise.lab.plan import (
+    RESERVE_RATIO,
+    ArmCost,
+    CampaignPlan,
+    allocate,
+    planned_mde,
+)
+from lanewise.lab.protocol import BlockDesign
+from lanewise.lane.schema import Lane
+from lanewise.receipts.store import Store
+
+FINISH_SECONDS = 1.0
+"""Assumed cost of closing a visit: a profiled step in block 1, hashing, writing. The runner learns the real one."""
+
+MEMORY_HEADROOM = 0.8
+"""Two copies may fill this share of the memory that is free before anything runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignOptions:
+    """What a person asked for.
+
+    Attributes:
+        lane: the lane, with their explicit feature states.
+        machine_class: class of this machine.
+        device_type: device the lane runs on.
+        features: features by name; empty takes all that apply.
+        budget_seconds: of the whole campaign, pilot included.
+        design: base of the comparison.
+        block_design: how a block is run; None decides by memory.
+        blocks: blocks per feature; None lets the budget decide.
+        seed: of every random order.
+        num_threads: threads of each training process.
+        data_path: replaces the lane's data; None keeps it.
+    """
+
+    lane: Lane
+    machine_class: str
+    device_type: Literal["cpu", "cuda"]
+    features: tuple[str, ...]
+    budget_seconds: float
+    design: Design
+    block_design: BlockDesign | None
+    blocks: int | None
+    seed: int
+    num_threads: int
+    data_path: str | None
+
+
+def make_plan(
+    options: CampaignOptions,
+    *,
+    store: Store,
+    launcher: Launcher,
+    clock: Callable[[], float],
+    campaign_id: str,
+    created_at: str,
+    free_memory_bytes: Callable[[], int | None],
+    listen: Listener,
+) -> CampaignPlan:
+    """Time a pilot and spend the budget.
+
+    Args:
+        options: what was asked for.
+        store: where earlier A/A decisions are.
+        launcher: starts processes.
+        clock: seconds.
+        campaign_id: name of the campaign.
+        created_at: RFC 3339 time.
+        free_memory_bytes: memory that is free now, or None when the system does not tell.
+        listen: told about pilot visits.
+
+    Raises:
+        UsageError: a feature cannot be measured, or the budget is too small for one block.
+        ChildError: the base lane's process died.
+    """
+    # The lab reads step series, whatever the lane says about keeping them; the switch is not part of its digest.
+    observed = options.lane.observability.model_copy(update={"temporal_perf": True})
+    lane = options.lane.model_copy(update={"observability": observed})
+    builder = ArmBuilder(
+        lane=lane,
+        machine_class=options.machine_class,
+        device_type=options.device_type,
+        design=options.design,
+    )
+    asked = questions(builder, options.features)
+    free_bytes = free_memory_bytes()
+    pilot = Pilot(
+        launcher=launcher,
+        clock=clock,
+        store_root=store.root,
+        num_threads=options.num_threads,
+        data_path=options.data_path,
+        budget_seconds=options.budget_seconds,
+        on_visit=lambda name, cost: listen(_visited(name, cost)),
+    ).run(builder.base(), asked)
+    block_design, notes = _block_design(
+        options.block_design, pilot.largest_resident_pair([q.arms for q in asked]), free_bytes
+    )
+    if not options.lane.observability.temporal_perf:
+        notes = (*notes, "observability.temporal_perf was switched on: the lab needs step series")
+    noise = known_noise(store, builder.base(), block_design)
+    features = allocate(
+        [pilot.candidate(question) for question in asked],
+        options.budget_seconds * (1.0 - RESERVE_RATIO) - pilot.seconds,
+        finish_seconds=FINISH_SECONDS,
+        design=block_design,
+        blocks=options.blocks,
+    )
+    return CampaignPlan(
+        campaign_id=campaign_id,
+        created_at=created_at,
+        lane=lane,
+        data_path=options.data_path,
+        machine_class=options.machine_class,
+        device_type=options.device_type,
+        design=options.design,
+        block_design=block_design,
+        budget_seconds=options.budget_seconds,
+        order_seed=options.seed,
+        num_threads=options.num_threads,
+        finish_seconds=FINISH_SECONDS,
+        pilot_seconds=pilot.seconds,
+        features=features,
+        margin=noise.margin,
+        noise_log=noise.block_sd_log,
+        noise_source=noise.source,
+        planned_mde_log=planned_mde(noise.block_sd_log, features),
+        notes=notes,
+    )
+
+
+def _block_design(
+    asked: BlockDesign | None, pair_bytes: int | None, free_bytes: int | None
+) -> tuple[BlockDesign, tuple[str, ...]]:
+    if asked is not None:
+        return asked, ()
+    if pair_bytes is None or free_bytes is None or pair_bytes <= MEMORY_HEADROOM * free_bytes:
+        return "lockstep", ()
+    note = (
+        f"sequential blocks: two copies need {pair_bytes / 2**30:.1f} GiB and "
+        f"{free_bytes / 2**30:.1f} GiB are free"
+    )
+    return "sequential", (note,)
+
+
+def _visited(name: str, cost: ArmCost | str) -> PilotVisited:
+    if isinstance(cost, str):
+        return PilotVisited(name=name, step_seconds=None, failure=cost)
+    return PilotVisited(name=name, step_seconds=cost.step_seconds, failure=None)

@@ -1,0 +1,194 @@
+"""Runs a planned campaign block by block, keeps the budget, and writes its documents however it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lanewise.errors import ChildError, StoreError
+from lanewise.lab import protocol
+from lanewise.lab.analyse import analyse_campaign, arm_builder, campaign_record
+from lanewise.lab.arms import Arms
+from lanewise.lab.campaign import CampaignFolder
+from lanewise.lab.children import ChildRefused, Launcher
+from lanewise.lab.events import (
+    BlockAdvanced,
+    BlockDiscarded,
+    BlockFinished,
+    BlockStarted,
+    CampaignResult,
+    Listener,
+    OutOfBudget,
+    PlanReady,
+)
+from lanewise.lab.evidence import BlockEvidence, read_blocks
+from lanewise.lab.journal import BlockDone, BlockLost
+from lanewise.lab.judge import judge
+from lanewise.lab.lockstep import run_lockstep
+from lanewise.lab.pace import Pace
+from lanewise.lab.plan import CampaignPlan
+from lanewise.lab.schedule import block_order
+from lanewise.lab.sequential import run_sequential
+from lanewise.lab.visit import BlockTask
+from lanewise.measure.stats import estimate_from_contrasts
+from lanewise.receipts.store import Store
+
+MAX_ATTEMPTS = 2
+"""A block is run again once after its first attempt was thrown away."""
+
+
+@dataclass(kw_only=True)
+class Runner:
+    """One campaign being run.
+
+    Attributes:
+        store: takes receipts and documents.
+        folder: the campaign's folder; its lock is held by the caller.
+        launcher: starts processes.
+        clock: seconds, never going back.
+        now: RFC 3339 time, for documents.
+        listen: told what happens.
+        spent_seconds: what earlier sittings and the pilot have used of the budget.
+    """
+
+    store: Store
+    folder: CampaignFolder
+    launcher: Launcher
+    clock: Callable[[], float]
+    now: Callable[[], str]
+    listen: Listener
+    spent_seconds: float
+    _evidence: dict[tuple[str, int], BlockEvidence] = field(default_factory=dict)
+
+    def run(self) -> CampaignResult:
+        """Run the missing blocks, then decide. Ctrl-C keeps finished blocks and decides on them.
+
+        Raises:
+            StoreError: the disk refuses a document; the journal is intact and the campaign can be resumed.
+        """
+        plan = self.folder.plan()
+        finished = self.folder.finished()
+        for block in read_blocks(self.store, tuple(finished.values())):
+            self._evidence[block.entry.feature, block.entry.block] = block
+        running = campaign_record(plan, status="RUNNING")
+        self.store.write_campaign(running)
+        self.listen(PlanReady(campaign=running, finished_blocks=len(finished)))
+        interrupted = False
+        try:
+            self._run_missing(plan)
+        except KeyboardInterrupt:
+            interrupted = True
+        return self._decide(interrupted=interrupted)
+
+    def _run_missing(self, plan: CampaignPlan) -> None:
+        builder = arm_builder(plan)
+        arms = {key: builder.build(key) for key in plan.blocks}
+        missing = set(self.folder.missing())
+        queue = [place for place in block_order(plan.order_seed, plan.blocks) if place in missing]
+        pace = Pace(plan, started=self.clock(), spent_seconds=self.spent_seconds)
+        while queue:
+            feature, block = queue[0]
+            if self._hopeless(feature):
+                queue.pop(0)
+                continue
+            quads = pace.quads([plan.feature(key) for key, _block in queue], self.clock())
+            if quads is None:
+                self.listen(OutOfBudget(missing_blocks=len(queue)))
+                return
+            queue.pop(0)
+            entry = self._attempt(plan, arms[feature], block, quads)
+            self.folder.journal.append(entry)
+            pace.record(plan.feature(feature), quads, entry.wall_seconds)
+            if isinstance(entry, BlockDone):
+                self._finished(plan, arms[feature], entry)
+            else:
+                again = entry.attempt < MAX_ATTEMPTS
+                if again:
+                    queue.append((feature, block))
+                self.listen(
+                    BlockDiscarded(
+                        feature=feature,
+                        block=block,
+                        num_blocks=plan.blocks[feature],
+                        reason=entry.reason,
+                        again=again,
+                    )
+                )
+
+    def _attempt(
+        self, plan: CampaignPlan, arms: Arms, block: int, quads: int
+    ) -> BlockDone | BlockLost:
+        earlier = [e for e in self.folder.lost() if (e.feature, e.block) == (arms.feature, block)]
+        task = BlockTask(
+            plan=plan,
+            arms=arms,
+            block=block,
+            attempt=len(earlier) + 1,
+            quads=quads,
+            store_root=self.store.root,
+        )
+        self.listen(
+            BlockStarted(feature=arms.feature, block=block, num_blocks=plan.blocks[arms.feature])
+        )
+        run_block = run_lockstep if plan.block_design == "lockstep" else run_sequential
+        started = self.clock()
+        try:
+            return run_block(
+                task,
+                self.launcher,
+                self.clock,
+                lambda ratio: self.listen(BlockAdvanced(done_ratio=ratio)),
+            )
+        except ChildRefused as error:
+            if error.child_exit_code == StoreError.exit_code:
+                raise StoreError(
+                    f"{error}; finished blocks are kept, continue with --resume {plan.campaign_id}"
+                ) from error
+            return self._lost(task, error, started)
+        except ChildError as error:
+            return self._lost(task, error, started)
+
+    def _lost(self, task: BlockTask, error: ChildError, started: float) -> BlockLost:
+        return BlockLost(
+            feature=task.arms.feature,
+            block=task.block,
+            attempt=task.attempt,
+            reason=str(error),
+            wall_seconds=self.clock() - started,
+        )
+
+    def _hopeless(self, feature: str) -> bool:
+        """Whether a feature has only ever failed, so that its other blocks would fail as well."""
+        lost = sum(entry.feature == feature for entry in self.folder.lost())
+        return lost >= MAX_ATTEMPTS and not any(key == feature for key, _ in self._evidence)
+
+    def _finished(self, plan: CampaignPlan, arms: Arms, entry: BlockDone) -> None:
+        (self._evidence[entry.feature, entry.block],) = read_blocks(self.store, [entry])
+        blocks = [block for (key, _), block in self._evidence.items() if key == entry.feature]
+        judged = judge(sorted(blocks, key=lambda block: block.entry.block), arms)
+        contrasts = [block.contrast_log for block in judged if block.contrast_log is not None]
+        (this,) = (block for block in judged if block.evidence.entry == entry)
+        self.listen(
+            BlockFinished(
+                feature=entry.feature,
+                block=entry.block,
+                num_blocks=plan.blocks[entry.feature],
+                reasons=tuple(fault.text for fault in this.faults),
+                estimate=estimate_from_contrasts(contrasts, confidence=protocol.CONFIDENCE)
+                if contrasts
+                else None,
+            )
+        )
+
+    def _decide(self, *, interrupted: bool) -> CampaignResult:
+        # Read everything back: what is decided is what is on the disk.
+        record, decisions = analyse_campaign(self.store, self.folder.path.name, now=self.now())
+        for decision in decisions:
+            self.store.write_decision(decision)
+        self.store.write_campaign(record)
+        return CampaignResult(campaign=record, decisions=decisions, interrupted=interrupted)
+
+
+def spent_before(folder: CampaignFolder) -> float:
+    """Seconds of the budget that the pilot and the blocks so far have used."""
+    return folder.plan().pilot_seconds + sum(e.wall_seconds for e in folder.journal.read())

@@ -1,0 +1,121 @@
+"""The three things a person can ask of the lab: a plan, a new campaign, the rest of an unfinished one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lanewise.errors import UsageError
+from lanewise.lab.campaign import CampaignFolder, newest_unfinished
+from lanewise.lab.children import Launcher
+from lanewise.lab.events import CampaignResult, Listener
+from lanewise.lab.plan import CampaignPlan
+from lanewise.lab.prepare import CampaignOptions, make_plan
+from lanewise.lab.runner import Runner, spent_before
+from lanewise.lane.built import require_built
+from lanewise.lane.digest import lane_digest
+from lanewise.lane.schema import Lane
+from lanewise.receipts.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lab:
+    """What the lab needs from the world.
+
+    Attributes:
+        store: takes receipts and documents; a folder of this machine.
+        launcher: number of threads → starts processes.
+        clock: seconds, never going back.
+        now: RFC 3339 time in UTC.
+        new_token: a short random word that makes campaign names unique.
+        free_memory_bytes: memory that is free now, or None when the system does not tell.
+        listen: told what happens.
+    """
+
+    store: Store
+    launcher: Callable[[int], Launcher]
+    clock: Callable[[], float]
+    now: Callable[[], str]
+    new_token: Callable[[], str]
+    free_memory_bytes: Callable[[], int | None]
+    listen: Listener
+
+    def plan(self, options: CampaignOptions) -> CampaignPlan:
+        """Time a pilot and plan; nothing is written.
+
+        Raises:
+            UsageError: the lane or a feature cannot be measured, or the budget is too small for one block.
+            NotBuiltError: the lane asks for what this version does not implement.
+            ChildError: the base lane's process died.
+        """
+        return self._plan(options, self.launcher(options.num_threads))
+
+    def start(self, options: CampaignOptions) -> CampaignResult:
+        """Plan and run a new campaign; raises as `plan` does, and StoreError when the disk refuses it."""
+        launcher = self.launcher(options.num_threads)
+        plan = self._plan(options, launcher)
+        folder = CampaignFolder.create(self.store.root, plan)
+        return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
+
+    def resume(self, lane: Lane, machine_class: str, campaign_id: str | None) -> CampaignResult:
+        """Run the missing blocks of a campaign of this lane; the newest unfinished one when none is named.
+
+        Raises:
+            UsageError: there is no such campaign, or it is of another lane or machine.
+            CampaignError: it is being driven by another process, or its files are damaged.
+        """
+        self._require_local_store()
+        if campaign_id is None:
+            folder = newest_unfinished(self.store.root, lane.name)
+        else:
+            folder = CampaignFolder.find(self.store.root, campaign_id)
+        plan = folder.plan()
+        if lane_digest(plan.lane) != lane_digest(lane):
+            raise UsageError(
+                f"campaign {plan.campaign_id} measured lane {plan.lane.name!r} as {lane_digest(plan.lane)[:19]}, and "
+                f"{lane.name!r} is {lane_digest(lane)[:19]}; undo the change, or start a new campaign"
+            )
+        if plan.machine_class != machine_class:
+            raise UsageError(
+                f"campaign {plan.campaign_id} ran on {plan.machine_class}, this is {machine_class}; blocks of "
+                "different machines never meet in one campaign, so start a new one"
+            )
+        return self._run(
+            folder, self.launcher(plan.num_threads), spent_seconds=spent_before(folder)
+        )
+
+    def _plan(self, options: CampaignOptions, launcher: Launcher) -> CampaignPlan:
+        self._require_local_store()
+        require_built(options.lane, device_type=options.device_type)
+        created_at = self.now()
+        return make_plan(
+            options,
+            store=self.store,
+            launcher=launcher,
+            clock=self.clock,
+            campaign_id=f"{created_at[:10]}-{options.lane.name}-{self.new_token()}",
+            created_at=created_at,
+            free_memory_bytes=self.free_memory_bytes,
+            listen=self.listen,
+        )
+
+    def _run(
+        self, folder: CampaignFolder, launcher: Launcher, *, spent_seconds: float
+    ) -> CampaignResult:
+        with folder.locked():
+            return Runner(
+                store=self.store,
+                folder=folder,
+                launcher=launcher,
+                clock=self.clock,
+                now=self.now,
+                listen=self.listen,
+                spent_seconds=spent_seconds,
+            ).run()
+
+    def _require_local_store(self) -> None:
+        if "://" in self.store.root:
+            raise UsageError(
+                f"--store {self.store.root} is not a folder of this machine; a campaign needs one for its lock and "
+                "journal. Copy its receipts to the URI afterwards"
+            )

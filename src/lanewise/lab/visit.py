@@ -1,0 +1,132 @@
+"""One visit of a campaign: its request, its deadlines, and what its steps say about warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lanewise.lab import protocol
+from lanewise.lab.arms import Arms
+from lanewise.lab.children import Child, Launcher, Stepped
+from lanewise.lab.plan import ArmCost, CampaignPlan
+from lanewise.lab.schedule import ArmName, block_seed
+from lanewise.measure.steady import detect_warmup
+from lanewise.receipts.schema import Experiment, Warmup
+from lanewise.train.request import RunRequest
+
+SETUP_TAGS = frozenset({"compile", "autotune", "graph_capture"})
+"""Tags of steps that a steady state cannot contain."""
+
+PATIENCE = 20.0
+"""A visit may take this many times what its pilot took before it counts as hung."""
+
+MIN_PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockTask:
+    """One attempt at one block.
+
+    Attributes:
+        plan: the campaign's plan.
+        arms: the two lanes.
+        block: from 1.
+        attempt: 1 or 2.
+        quads: quads to run, at most the planned number.
+        store_root: where children write receipts.
+    """
+
+    plan: CampaignPlan
+    arms: Arms
+    block: int
+    attempt: int
+    quads: int
+    store_root: str
+
+    @property
+    def seed(self) -> int:
+        """Seed of this attempt's order."""
+        return block_seed(self.plan.order_seed, self.arms.feature, self.block, self.attempt)
+
+    @property
+    def label(self) -> str:
+        """How messages name the block."""
+        return f"{self.arms.feature} block {self.block}"
+
+    def cost(self, arm: ArmName) -> ArmCost:
+        """What the pilot says about an arm."""
+        feature = self.plan.feature(self.arms.feature)
+        cost = feature.control if arm == "A" else feature.treated
+        assert cost is not None, "a planned feature has the cost of both arms"
+        return cost
+
+    def request(self, arm: ArmName, position: int) -> RunRequest:
+        """The run of one visit; memory is profiled in the first block only, it does not vary between processes."""
+        return RunRequest(
+            resolved=self.arms.arm(arm),
+            store_root=self.store_root,
+            num_threads=self.plan.num_threads,
+            data_path=self.plan.data_path,
+            experiment=Experiment(
+                campaign_id=self.plan.campaign_id,
+                ablation_id=self.arms.feature,
+                arm=arm,
+                block=self.block,
+                position=position,
+                design=self.plan.block_design,
+                order_seed=self.seed,
+            ),
+            protocol=protocol.parameters(self.plan.block_design, num_threads=self.plan.num_threads),
+            measure_memory=self.block == 1,
+        )
+
+
+class Visit:
+    """A child of a block, with everything its steps have told so far."""
+
+    def __init__(self, task: BlockTask, arm: ArmName, position: int, launcher: Launcher) -> None:
+        """Start the process; `wait_ready` waits for it."""
+        self.arm = arm
+        self.durations: list[float] = []
+        self.tagged: list[int] = []
+        self._cost = task.cost(arm)
+        self.child = Child(launcher(task.request(arm, position)), label=f"{task.label} arm {arm}")
+
+    def wait_ready(self) -> None:
+        """Wait until the lane is built."""
+        self.child.wait_ready(self._patience(self._cost.setup_seconds))
+
+    def step(self, count: int = 1) -> Stepped:
+        """Take steps; the first one may compile."""
+        expected = self._cost.step_seconds * count
+        if not self.durations:
+            expected += self._cost.first_step_seconds
+        stepped = self.child.step(count, self._patience(expected))
+        for seconds, tags in zip(stepped.duration_seconds, stepped.tags, strict=True):
+            if SETUP_TAGS & set(tags):
+                self.tagged.append(len(self.durations))
+            self.durations.append(seconds)
+        return stepped
+
+    def warmup(self, min_steady: int) -> Warmup:
+        """Where this visit's warm-up ended."""
+        return detect_warmup(self.durations, tagged=self.tagged, min_steady=min_steady)
+
+    def finish_timeout_seconds(self) -> float:
+        """How long closing the run may take: a profiled step and writing files."""
+        return self._patience(self._cost.step_seconds * 10)
+
+    @staticmethod
+    def _patience(expected_seconds: float) -> float:
+        return max(MIN_PATIENCE_SECONDS, PATIENCE * expected_seconds)
+
+
+def block_warmup(warmups: Sequence[Warmup], *, lead_steps: int, steps_per_quad: int) -> Warmup:
+    """The warm-up that all visits of a block drop: the largest, rounded up to whole quads after the lead steps."""
+    unsteady = next((warmup for warmup in warmups if not warmup.steady), None)
+    if unsteady is not None:
+        return unsteady
+    longest = max(warmups, key=lambda warmup: warmup.steps)
+    quads = max(0, math.ceil((longest.steps - lead_steps) / steps_per_quad))
+    return longest.model_copy(update={"steps": lead_steps + quads * steps_per_quad})

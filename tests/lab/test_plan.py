@@ -1,0 +1,119 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lanewise.errors import UsageError
+from lanewise.lab import protocol
+from lanewise.lab.plan import (
+    ArmCost,
+    Candidate,
+    allocate,
+    block_seconds,
+    parse_budget,
+    planned_mde,
+)
+
+
+def cost(step: float = 0.1, setup: float = 0.5) -> ArmCost:
+    return ArmCost(
+        setup_seconds=setup, first_step_seconds=step, step_seconds=step, resident_bytes=None
+    )
+
+
+def candidate(feature: str, step: float = 0.1, setup: float = 0.5) -> Candidate:
+    return Candidate(feature=feature, control=cost(step, setup), treated=cost(setup=setup))
+
+
+def allot(candidates, seconds, *, design="lockstep", blocks=None):
+    return allocate(candidates, seconds, finish_seconds=1.0, design=design, blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("45", 45), ("1.5 m", 90)]
+)
+def test_budgets_are_durations(text, seconds):
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "five", "-3m", "0s", "5 days", "nan"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(UsageError, match="90s, 5m or 1h"):
+        parse_budget(text)
+
+
+def test_the_seconds_of_a_block_are_counted_step_by_step():
+    # setup 2 × 0.5, closing 2 × 1, and per arm the first step + 1 more lead step + 2 × 4 steps in quads
+    seconds = block_seconds(cost(), cost(0.2), 4, finish_seconds=1.0, design="lockstep")
+    assert seconds == pytest.approx(1.0 + 2.0 + 10 * 0.1 + 10 * 0.2)
+    twice = block_seconds(cost(), cost(0.2), 4, finish_seconds=1.0, design="sequential")
+    assert twice == pytest.approx(2 * seconds)
+
+
+@given(
+    steps=st.lists(st.floats(0.01, 5.0), min_size=1, max_size=12),
+    seconds=st.floats(20.0, 2000.0),
+)
+def test_the_plan_never_exceeds_what_is_available(steps, seconds):
+    candidates = [candidate(f"feature_{n}", step) for n, step in enumerate(steps)]
+    try:
+        features = allot(candidates, seconds)
+    except UsageError:
+        cheapest = min(allot([c], 1e9)[0].block_seconds for c in candidates)
+        fewest = block_seconds(
+            cost(min(steps)), cost(), protocol.MIN_QUADS, finish_seconds=1.0, design="lockstep"
+        )
+        assert fewest <= cheapest
+        assert protocol.MIN_BLOCKS * fewest > seconds
+        return
+    assert sum(f.blocks * f.block_seconds for f in features) <= seconds
+    for feature in features:
+        if feature.skipped_reason is None:
+            assert feature.blocks >= protocol.MIN_BLOCKS
+            assert feature.quads >= protocol.MIN_QUADS
+        else:
+            assert feature.skipped_reason.startswith("over budget: needs ~")
+
+
+def test_more_budget_buys_blocks_then_quads_then_more_blocks():
+    three, four, sharper, most = (
+        allot([candidate("f")], seconds)[0] for seconds in (14.5, 19.0, 30.0, 1000.0)
+    )
+    assert (three.blocks, three.quads) == (3, 3)
+    assert (four.blocks, four.quads) == (4, 3)
+    assert sharper.blocks == 4
+    assert sharper.quads > 3
+    assert (most.blocks, most.quads) == (protocol.MAX_BLOCKS, protocol.MAX_QUADS)
+
+
+def test_the_most_expensive_feature_is_dropped_first_and_by_name():
+    features = allot([candidate("slow_setup", setup=40.0), candidate("cheap")], 30.0)
+    assert [f.feature for f in features] == ["slow_setup", "cheap"]
+    assert features[0].skipped_reason == "over budget: needs ~251 s"
+    assert features[1].skipped_reason is None
+
+
+def test_a_feature_that_failed_keeps_its_own_reason():
+    failed = Candidate(feature="f", control=None, treated=None, failure="no C++ compiler")
+    features = allot([failed, candidate("g")], 30.0)
+    assert features[0].skipped_reason == "no C++ compiler"
+    assert (features[0].blocks, features[0].block_seconds) == (0, 0.0)
+
+
+def test_a_single_feature_may_have_two_blocks():
+    assert allot([candidate("f")], 10.0)[0].blocks == 2
+
+
+def test_a_budget_too_small_for_one_feature_says_what_is_needed():
+    with pytest.raises(UsageError, match=r"2 blocks of f, the cheapest feature, need about 9 s"):
+        allot([candidate("f")], 5.0)
+
+
+def test_the_users_number_of_blocks_is_kept():
+    assert allot([candidate("f")], 60.0, blocks=7)[0].blocks == 7
+    with pytest.raises(UsageError, match="7 blocks"):
+        allot([candidate("f")], 20.0, blocks=7)
+
+
+def test_the_detectable_effect_shrinks_with_blocks_and_grows_with_noise():
+    few, many = (allot([candidate("f")], s) for s in (14.5, 1000.0))
+    assert planned_mde(0.03, many) < planned_mde(0.03, few) < planned_mde(0.1, few)
