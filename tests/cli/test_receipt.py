@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.receipts.factory import make_body, make_decision, make_steps, sha
 
 from lanewise.cli.main import run
 from lanewise.receipts.document import receipt_id_of, short
 from lanewise.receipts.store import Store
+from tests.receipts.factory import make_body, make_decision, make_steps, sha
 
 Capture = pytest.CaptureFixture[str]
 

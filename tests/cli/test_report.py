@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.dash.fixture_campaign import CASES, build_campaign
 
 from lanewise.cli.main import run
 from lanewise.receipts.store import Store
+from tests.dash.fixture_campaign import CASES, build_campaign
 
 
 @pytest.fixture

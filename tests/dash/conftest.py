@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.dash.fixture_campaign import NOW, build_campaign
 
 from lanewise.dash.evidence import Evidence, gather
 from lanewise.dash.html import render_report
 from lanewise.receipts.store import Store
+from tests.dash.fixture_campaign import NOW, build_campaign
 
 
 @dataclass(frozen=True)

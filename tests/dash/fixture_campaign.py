@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.receipts import factory
-
 from lanewise.dash.html import write_report
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.schema import StepSeries
 from lanewise.receipts.store import Store
+from tests.receipts import factory
 
 NOW = datetime(2026, 11, 23, 10, 4, tzinfo=UTC)
 LONG_NAME = "fused_mla_projection_with_absorbed_up_projection"

@@ -5,9 +5,6 @@ from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
 import pytest
-from tests.dash.conftest import Example
-from tests.dash.fixture_campaign import LONG_NAME
-from tests.receipts.factory import make_decision, make_steps
 
 from lanewise.dash.badput import badput, categories_present, partitions
 from lanewise.dash.costs import anatomy, memory
@@ -15,6 +12,9 @@ from lanewise.dash.forest import forest
 from lanewise.dash.strips import strips
 from lanewise.receipts.decision import Decision
 from lanewise.receipts.schema import StepSeries
+from tests.dash.conftest import Example
+from tests.dash.fixture_campaign import LONG_NAME
+from tests.receipts.factory import make_decision, make_steps
 
 Chart = Callable[[Sequence[Decision]], str | None]
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from tests.dash.conftest import Example
-from tests.dash.fixture_campaign import CASES, NOW, build_campaign
 
 from lanewise.dash.evidence import Evidence, gather
 from lanewise.dash.html import render_report, write_report
@@ -16,6 +14,8 @@ from lanewise.dash.summary import receipt_ids
 from lanewise.errors import ReceiptError, StoreError
 from lanewise.receipts.decision import Verdict
 from lanewise.receipts.store import Store
+from tests.dash.conftest import Example
+from tests.dash.fixture_campaign import CASES, NOW, build_campaign
 
 VOID = {"meta", "br", "wbr", "hr", "img", "input", "link"}
 

@@ -4,9 +4,9 @@ import io
 
 import pytest
 from rich.console import Console
-from tests.receipts.factory import CAMPAIGN, make_campaign
 
 from lanewise.dash.progress import CampaignProgress
+from tests.receipts.factory import CAMPAIGN, make_campaign
 
 
 class FakeClock:

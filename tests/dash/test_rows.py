@@ -1,10 +1,10 @@
 """Decisions as rows of text."""
 
 import pytest
-from tests.receipts.factory import make_decision
 
 from lanewise.dash.rows import COLUMNS, columns, interval_of, rows
 from lanewise.receipts.decision import Verdict
+from tests.receipts.factory import make_decision
 
 
 def test_the_columns_are_the_ones_a_person_was_promised() -> None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from tests.receipts.factory import CAMPAIGN, make_campaign, make_decision, make_receipt
 
 from lanewise.dash.summary import (
     LaneFacts,
@@ -16,6 +15,7 @@ from lanewise.dash.summary import (
     stack_sentence,
     verdict_sentence,
 )
+from tests.receipts.factory import CAMPAIGN, make_campaign, make_decision, make_receipt
 
 PLANNED: dict[str, Any] = CAMPAIGN["features"][0]
 

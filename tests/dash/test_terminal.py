@@ -4,11 +4,11 @@ import io
 
 import pytest
 from rich.console import Console
-from tests.dash.conftest import Example
-from tests.dash.fixture_campaign import CASES, LONG_NAME
 
 from lanewise.dash.rows import COLUMNS
 from lanewise.dash.terminal import decision_table
+from tests.dash.conftest import Example
+from tests.dash.fixture_campaign import CASES, LONG_NAME
 
 
 def printed(example: Example, width: int | None) -> list[str]:

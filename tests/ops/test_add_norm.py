@@ -2,11 +2,11 @@ from functools import partial
 
 import pytest
 import torch
-from tests.ops import conformance
 from torch import Tensor
 
 from lanewise.ops.add_norm import SPEC, add_norm, reference
 from lanewise.ops.shapes import SHAPES
+from tests.ops import conformance
 
 EPS = 1e-6
 FAST = [b.name for b in SPEC.backends if b.name != "reference"]

@@ -2,12 +2,12 @@ from functools import partial
 
 import pytest
 import torch
-from tests.ops import conformance
 from torch import Tensor
 
 from lanewise.ops.attention_core import SPEC, attention_core, reference
 from lanewise.ops.dispatch import capabilities, choose
 from lanewise.ops.shapes import SHAPES, TEST_SHAPES
+from tests.ops import conformance
 
 SCALE = 0.3
 FAST = [b.name for b in SPEC.backends if b.name != "reference"]

@@ -3,10 +3,10 @@ from functools import partial
 
 import pytest
 import torch
-from tests.ops import conformance
 
 from lanewise.ops.linear_cross_entropy import SPEC, linear_cross_entropy, reference
 from lanewise.ops.shapes import SHAPES, TEST_SHAPES
+from tests.ops import conformance
 
 IGNORE = -100
 ALL = [b.name for b in SPEC.backends]

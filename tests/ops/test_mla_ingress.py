@@ -3,11 +3,11 @@ from functools import partial
 
 import pytest
 import torch
-from tests.ops import conformance
 from torch import Tensor
 
 from lanewise.ops.mla_ingress import SPEC, mla_ingress, reference, rope_tables
 from lanewise.ops.shapes import SHAPES
+from tests.ops import conformance
 
 FAST = [b.name for b in SPEC.backends if b.name != "reference"]
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tests.ops import conformance
 
 from lanewise.ops.observe import Launch, LaunchCounters
 from lanewise.ops.spec import Choice
+from tests.ops import conformance
 
 
 def launch(counters: LaunchCounters, backend: str = "doubled.torch") -> Launch:

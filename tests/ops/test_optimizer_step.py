@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
-from tests.ops import conformance
 
 from lanewise.ops.optimizer_step import SPEC, optimizer_step
 from lanewise.ops.shapes import SHAPES, TEST_SHAPES
+from tests.ops import conformance
 
 ALL = [b.name for b in SPEC.backends]
 FAST = [b for b in ALL if b != "reference"]

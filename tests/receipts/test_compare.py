@@ -1,10 +1,10 @@
 """Two receipts may meet in one test only when nothing undeclared differs."""
 
 import pytest
-from tests.receipts.factory import make_receipt, sha
 
 from lanewise.receipts.compare import comparable, declared_features, diff
 from lanewise.receipts.schema import RunReceipt
+from tests.receipts.factory import make_receipt, sha
 
 CONTROL = {
     "experiment.arm": "A",

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.receipts.factory import make_receipt
-from tests.receipts.strategies import json_values, records
 
 from lanewise.errors import ReceiptError
 from lanewise.receipts.document import (
@@ -19,6 +17,8 @@ from lanewise.receipts.document import (
 )
 from lanewise.receipts.schema import RunReceipt
 from lanewise.receipts.store import json_bytes
+from tests.receipts.factory import make_receipt
+from tests.receipts.strategies import json_values, records
 
 LAW = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)

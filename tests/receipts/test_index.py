@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.receipts.factory import CAMPAIGN_ID, make_body, make_decision, make_steps, sha
 
 from lanewise.receipts.document import short
 from lanewise.receipts.index import Index, Listing
 from lanewise.receipts.store import Store
+from tests.receipts.factory import CAMPAIGN_ID, make_body, make_decision, make_steps, sha
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from tests.receipts.factory import make_campaign, make_decision, make_receipt, make_steps
 
 from lanewise.receipts.jsonschema import DEFAULT_FOLDER, SCHEMAS, json_schema, write_schemas
 from lanewise.receipts.schema import Record
+from tests.receipts.factory import make_campaign, make_decision, make_receipt, make_steps
 
 GOLDEN = Path(__file__).parent / "golden" / "receipt-1.0.json"
 EXAMPLES = {

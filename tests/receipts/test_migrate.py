@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from tests.receipts.strategies import json_values
 
 from lanewise.errors import ReceiptError
 from lanewise.receipts.document import parse_receipt
 from lanewise.receipts.migrate import HISTORIES, RECEIPTS, Document, History, parse_version, upcast
 from lanewise.receipts.store import json_bytes
+from tests.receipts.strategies import json_values
 
 GOLDEN = Path(__file__).parent / "golden" / "receipt-1.0.json"
 GOLDEN_ID = "sha256:06f184a02cd2f2b9394f56345ab734278f4504e8ba952d90d455f637bb6ff649"

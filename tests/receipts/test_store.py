@@ -9,6 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from lanewise.errors import LanewiseError, ReceiptError, StoreError
+from lanewise.receipts import files
+from lanewise.receipts.document import receipt_id_of, short
+from lanewise.receipts.schema import RunReceipt
+from lanewise.receipts.store import Store
 from tests.receipts.factory import (
     CAMPAIGN_ID,
     make_body,
@@ -17,12 +23,6 @@ from tests.receipts.factory import (
     make_receipt,
     make_steps,
 )
-
-from lanewise.errors import LanewiseError, ReceiptError, StoreError
-from lanewise.receipts import files
-from lanewise.receipts.document import receipt_id_of, short
-from lanewise.receipts.schema import RunReceipt
-from lanewise.receipts.store import Store
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """The summary says what was asked, observed, measured and missing."""
 
 import pytest
-from tests.receipts.factory import make_receipt
 
 from lanewise.receipts.summary import format_bytes, format_seconds, summary_lines
+from tests.receipts.factory import make_receipt
 
 
 def text(changes: dict[str, object] | None = None) -> str:

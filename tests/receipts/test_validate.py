@@ -3,13 +3,6 @@
 from pathlib import Path
 
 import pytest
-from tests.receipts.factory import (
-    make_body,
-    make_campaign,
-    make_decision,
-    make_receipt,
-    make_steps,
-)
 
 from lanewise.receipts.store import Store, json_bytes
 from lanewise.receipts.validate import (
@@ -18,6 +11,13 @@ from lanewise.receipts.validate import (
     record_file_faults,
     store_faults,
     unexplained_nulls,
+)
+from tests.receipts.factory import (
+    make_body,
+    make_campaign,
+    make_decision,
+    make_receipt,
+    make_steps,
 )
 
 

@@ -1,6 +1,8 @@
 """The child side of the protocol, over real pipes."""
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -210,3 +212,8 @@ def test_a_real_process_from_a_fork_server(tmp_path: Path) -> None:
     process.join(PATIENCE_SECONDS)
     assert process.exitcode == 0
     assert len(receipts(tmp_path)) == 1
+
+
+def test_importing_the_entry_imports_no_torch() -> None:
+    code = "import lanewise.train.entry, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

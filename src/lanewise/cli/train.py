@@ -157,7 +157,7 @@ def _progress(run: Run, steps: int) -> Iterator[Any]:
             rate.add(result)
             done = result.step + 1
             if done % every == 0 or done == steps:
-                left_seconds = (steps - done) * result.duration_seconds
+                left_seconds = (steps - done) * run.tokens_per_step / rate.value
                 _say(
                     f"step {done}/{steps}  loss {result.loss:.4f}  {rate.value:,.0f} tokens/s  "
                     f"ETA {left_seconds:.0f} s"

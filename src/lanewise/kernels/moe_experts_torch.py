@@ -13,6 +13,7 @@ from torch.nn import functional as F
 # Rows are sorted by expert, so each expert is one GEMM over its own rows: nothing is padded. Both weighted sums over
 # the choices of a token (y forward, dx backward) are gathers with a sum, `embedding_bag`, not scatters: each token's
 # rows are known from the inverse permutation, the order of summation is fixed, and no thread adds into another's row.
+# One buffer of rows serves all its successive tenants: on a CPU fresh memory costs page faults comparable to the GEMMs.
 
 
 def sorted_by_expert(
@@ -37,12 +38,13 @@ def _moe_sorted(
     place_R[order_R] = torch.arange(num_tokens * k, device=x.device)
     loads_E = torch.bincount(flat_R, minlength=w_in.shape[0])
 
-    x_RD = x.index_select(0, order_R // k)
+    rows_RD = x.index_select(0, order_R // k)
     loads = loads_E.tolist()
-    pre_RF = _grouped_mm(x_RD, w_in, loads)
-    y_RD = _grouped_mm(_activate(pre_RF, activation), w_out, loads)
+    pre_RF = x.new_empty(rows_RD.shape[0], w_in.shape[2])
+    _grouped_mm(rows_RD, w_in, loads, out=pre_RF)
+    _grouped_mm(_activate(pre_RF, activation), w_out, loads, out=rows_RD)
     y_SD = F.embedding_bag(
-        place_R.view(num_tokens, k), y_RD, mode="sum", per_sample_weights=gates.contiguous()
+        place_R.view(num_tokens, k), rows_RD, mode="sum", per_sample_weights=gates.contiguous()
     )
     return y_SD, pre_RF, order_R, place_R, loads_E
 
@@ -80,15 +82,17 @@ def _moe_sorted_backward(
 
     # The gate is a factor of the row, so it may sit on either side of W_out: d(gate) = <dy W_outᵀ, hidden> needs no
     # stored expert output, and gate · hidden serves both dW_out and nothing else.
-    dy_RD = dy_SD.index_select(0, token_R)
-    dhidden_RF = _grouped_mm(dy_RD, w_out.transpose(1, 2), loads)
+    rows_RD = dy_SD.index_select(0, token_R)
+    dhidden_RF = torch.empty_like(hidden_RF)
+    _grouped_mm(rows_RD, w_out.transpose(1, 2), loads, out=dhidden_RF)
     dgates_R = torch.linalg.vecdot(dhidden_RF, hidden_RF)
-    dw_out = _grouped_outer(hidden_RF.mul_(gate_R1), dy_RD, loads)
+    dw_out = _grouped_outer(hidden_RF.mul_(gate_R1), rows_RD, loads)
 
     dpre_RF = derivative(dhidden_RF.mul_(gate_R1))
-    dw_in = _grouped_outer(x.index_select(0, token_R), dpre_RF, loads)
-    dx_RD = _grouped_mm(dpre_RF, w_in.transpose(1, 2), loads)
-    dx_SD = F.embedding_bag(place_R.view(num_tokens, k), dx_RD, mode="sum")
+    torch.index_select(x, 0, token_R, out=rows_RD)
+    dw_in = _grouped_outer(rows_RD, dpre_RF, loads)
+    _grouped_mm(dpre_RF, w_in.transpose(1, 2), loads, out=rows_RD)
+    dx_SD = F.embedding_bag(place_R.view(num_tokens, k), rows_RD, mode="sum")
     dgates = dgates_R.index_select(0, place_R).view(num_tokens, k)
     return dx_SD, dgates, dw_in, dw_out
 
@@ -122,14 +126,12 @@ def _backward(ctx, dy_SD, *_):
 _moe_sorted.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _grouped_mm(rows_RI: Tensor, weight_EIO: Tensor, loads: list[int]) -> Tensor:
-    """Each expert's rows by its own matrix → [R, O]. A loop of mm: F.grouped_mm is no faster on a CPU and pickier."""
-    out_RO = rows_RI.new_empty(rows_RI.shape[0], weight_EIO.shape[2])
-    for rows, weight, out in zip(
-        rows_RI.split(loads), weight_EIO.unbind(0), out_RO.split(loads), strict=True
+def _grouped_mm(rows_RI: Tensor, weight_EIO: Tensor, loads: list[int], *, out: Tensor) -> None:
+    """Each expert's rows by its own matrix. A loop of mm: F.grouped_mm is no faster on a CPU and pickier."""
+    for rows, weight, result in zip(
+        rows_RI.split(loads), weight_EIO.unbind(0), out.split(loads), strict=True
     ):
-        torch.mm(rows, weight, out=out)
-    return out_RO
+        torch.mm(rows, weight, out=result)
 
 
 def _grouped_outer(left_RI: Tensor, right_RO: Tensor, loads: list[int]) -> Tensor:
@@ -143,9 +145,11 @@ def _grouped_outer(left_RI: Tensor, right_RO: Tensor, loads: list[int]) -> Tenso
 
 
 def _activate_with_derivative(pre, activation):
-    """The activation's value, and a function from the value's gradient (which it may overwrite) to the gradient of `pre`."""
+    """The activation's value, and a function that turns the value's gradient, overwritten, into that of `pre`."""
     if activation == "gelu":
-        return F.gelu(pre), lambda grad: torch.ops.aten.gelu_backward(grad, pre)
+        return F.gelu(pre), lambda grad: torch.ops.aten.gelu_backward.grad_input(
+            grad, pre, grad_input=grad
+        )
     if activation == "relu2":
         positive = F.relu(pre)
         return positive.square(), lambda grad: grad.mul_(positive).mul_(2)

@@ -38,7 +38,7 @@ def reference(
         forget_BH11 = forget[:, t, :, None, None]
         state_BHKV = forget_BH11 * state_BHKV + (1 - forget_BH11) * candidate_BHKV
         if state_BHKV.requires_grad:
-            state_BHKV.register_hook(
+            state_BHKV.register_hook(  # type: ignore[no-untyped-call]
                 lambda grad: grad.clamp(-state_gradient_clip, state_gradient_clip)
             )
         outputs.append((q[:, t, None, :, None] * state_BHKV).sum(dim=2))
@@ -111,4 +111,5 @@ def m2rnn_scan(
         raise ValueError(
             f"m2rnn_scan: state_gradient_clip is {state_gradient_clip} and must be positive; use inf for no clipping"
         )
-    return run(q, k, v, weight, forget, state_gradient_clip)
+    o: Tensor = run(q, k, v, weight, forget, state_gradient_clip)
+    return o

@@ -129,4 +129,5 @@ def moe_experts(
         )
     if expert_ids.dtype != torch.int64:
         raise ValueError(f"moe_experts: expert_ids is {expert_ids.dtype}; give int64 (`.long()`)")
-    return run(x, expert_ids, gates, w_in, w_out, activation)
+    y: Tensor = run(x, expert_ids, gates, w_in, w_out, activation)
+    return y

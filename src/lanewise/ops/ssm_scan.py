@@ -77,9 +77,8 @@ def reference(
 
 
 def _rotate(x_BHN: Tensor, theta_BHn: Tensor) -> Tensor:
-    turned, rest = x_BHN.split(
-        [2 * theta_BHn.shape[-1], x_BHN.shape[-1] - 2 * theta_BHn.shape[-1]], -1
-    )
+    num_turned = 2 * theta_BHn.shape[-1]
+    turned, rest = x_BHN[..., :num_turned], x_BHN[..., num_turned:]
     even, odd = turned[..., 0::2], turned[..., 1::2]
     cos, sin = torch.cos(theta_BHn), torch.sin(theta_BHn)
     pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
@@ -176,4 +175,5 @@ def ssm_scan(
         )
     if chunk_size < 1:
         raise ValueError(f"ssm_scan: chunk_size is {chunk_size} and must be at least 1")
-    return run(q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size)
+    y: Tensor = run(q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size)
+    return y
