@@ -22,8 +22,8 @@ from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.schema import Lane
 from lanewise.receipts.store import Store
 
-FINISH_SECONDS = 0.8
-"""Assumed cost of closing a visit: a profiled step in block 1, hashing, writing. The runner learns the real one."""
+FINISH_SECONDS = 0.3
+"""Assumed cost of closing a visit: hashing, writing, and in block 1 a profiled step. The runner learns the real one."""
 
 MEMORY_HEADROOM = 0.8
 """Two copies may fill this share of the memory that is free before anything runs."""

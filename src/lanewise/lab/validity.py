@@ -70,7 +70,9 @@ def environment_fault(block: BlockEvidence, reference: BlockEvidence) -> Fault |
 
 
 def observed_backends(receipt: RunReceipt, arms: Arms) -> tuple[str, ...]:
-    """Backends observed for the ops the feature sets; its effective state where it sets none."""
+    """Backends observed for the ops the feature sets; the state where it sets none, or where many features differ."""
+    if len(arms.declared) > 1:
+        return (arms.states["B"],)
     if arms.ops:
         return tuple(
             dict.fromkeys(
