@@ -96,7 +96,7 @@ class Child:
     """One visit: speaks the protocol and turns every way it can break into a ChildError that names the visit."""
 
     def __init__(self, endpoint: Endpoint, *, label: str) -> None:
-        """Wrap a started process; `label` names it in errors, e.g. `fused_moe block 3 arm B`."""
+        """Wrap a started process; `label` names it in errors, e.g. `arm B`."""
         self.label = label
         self._endpoint = endpoint
         self._ended = False

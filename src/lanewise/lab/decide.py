@@ -90,6 +90,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         verdict=finding.verdict,
         reason=finding.reason,
         stance=planned.skipped_reason
+        or ("undecided until --resume" if incomplete else None)
         or advice(
             arms,
             finding.verdict,

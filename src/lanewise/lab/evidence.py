@@ -67,9 +67,10 @@ class BlockEvidence:
         return quad_contrast(control[0], treated[0])
 
     def paired_losses(self) -> tuple[tuple[int, float | None, float | None], ...]:
-        """(step, loss of A, loss of B) over the steps both first visits took."""
+        """(step, loss of A, loss of B) of the first visits, as far as rounding keeps equal mathematics together."""
         control, treated = self.steps["A"][0], self.steps["B"][0]
-        return tuple(zip(control.step, control.loss, treated.loss, strict=False))
+        paired = zip(control.step, control.loss, treated.loss, strict=False)
+        return tuple(paired)[: protocol.PAIRED_LOSS_STEPS]
 
 
 def read_blocks(store: Store, entries: Sequence[BlockDone]) -> tuple[BlockEvidence, ...]:

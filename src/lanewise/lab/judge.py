@@ -143,7 +143,7 @@ def tokens_delta(
 
 
 def loss_difference(blocks: Sequence[JudgedBlock]) -> float | None:
-    """Largest difference of the arms' losses over paired steps, in nats."""
+    """Largest difference of the arms' losses over the first `PAIRED_LOSS_STEPS` steps, in nats."""
     differences = [
         abs(treated - control)
         for block in blocks

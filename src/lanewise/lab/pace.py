@@ -1,4 +1,4 @@
-"""Keeps a running campaign inside its budget: learns what blocks really cost and gives later ones fewer quads.
+"""Keeps a running campaign inside its budget: learns what blocks really cost and gives later ones fewer or more quads.
 
 The number of quads follows the clock only, never an estimate, so it cannot bias a verdict.
 """
@@ -12,6 +12,9 @@ from lanewise.lab.plan import RESERVE_RATIO, CampaignPlan, FeaturePlan, block_se
 
 OVERRUN = 1.1
 """No block starts that would end later than this many budgets after the start."""
+
+MAX_STRETCH = 2
+"""A campaign ahead of its plan may give a block this many times the planned quads."""
 
 
 class Pace:
@@ -44,12 +47,12 @@ class Pace:
             left: feature of every block still to run, the next one first.
             now: the clock's reading.
         """
-        planned = left[0].quads
-        for quads in range(planned, protocol.MIN_QUADS, -1):
-            needed = sum(self._expect(feature, min(quads, feature.quads)) for feature in left)
-            if now + needed <= self._end:
+        for quads in range(
+            min(MAX_STRETCH * left[0].quads, protocol.MAX_QUADS), protocol.MIN_QUADS, -1
+        ):
+            if now + sum(self._expect(feature, quads) for feature in left) <= self._end:
                 return quads
-        fewest = min(planned, protocol.MIN_QUADS)
+        fewest = protocol.MIN_QUADS
         return fewest if now + self._expect(left[0], fewest) <= self._limit else None
 
     def _expect(self, feature: FeaturePlan, quads: int) -> float:

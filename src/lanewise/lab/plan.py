@@ -25,6 +25,9 @@ PLAN_SCHEMA_VERSION = "1.0.0"
 RESERVE_RATIO = 0.06
 """Share of the budget kept for analysis, the report and a machine that turns slow."""
 
+PARALLEL_SETUP_RATIO = 0.4
+"""Two children that build at the same time take the longer setup and about this share of the shorter one (2 cores)."""
+
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -134,13 +137,12 @@ def block_seconds(
         finish_seconds: from the last step of a visit to its receipt.
         design: lockstep starts each arm once, sequential twice.
     """
-    visits = 1 if design == "lockstep" else 2
     steps = protocol.LEAD_STEPS - 1 + protocol.STEPS_PER_QUAD * quads
-    return sum(
-        visits
-        * (arm.setup_seconds + finish_seconds + arm.first_step_seconds + steps * arm.step_seconds)
-        for arm in (control, treated)
-    )
+    stepping = sum(arm.first_step_seconds + steps * arm.step_seconds for arm in (control, treated))
+    setups = sorted((control.setup_seconds, treated.setup_seconds))
+    if design == "lockstep":
+        return PARALLEL_SETUP_RATIO * setups[0] + setups[1] + 2 * finish_seconds + stepping
+    return 2 * (sum(setups) + 2 * finish_seconds + stepping)
 
 
 def allocate(

@@ -22,7 +22,7 @@ from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.schema import Lane
 from lanewise.receipts.store import Store
 
-FINISH_SECONDS = 1.0
+FINISH_SECONDS = 0.8
 """Assumed cost of closing a visit: a profiled step in block 1, hashing, writing. The runner learns the real one."""
 
 MEMORY_HEADROOM = 0.8

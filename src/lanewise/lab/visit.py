@@ -33,7 +33,7 @@ class BlockTask:
         arms: the two lanes.
         block: from 1.
         attempt: 1 or 2.
-        quads: quads to run, at most the planned number.
+        quads: quads to run.
         store_root: where children write receipts.
     """
 
@@ -48,11 +48,6 @@ class BlockTask:
     def seed(self) -> int:
         """Seed of this attempt's order."""
         return block_seed(self.plan.order_seed, self.arms.feature, self.block, self.attempt)
-
-    @property
-    def label(self) -> str:
-        """How messages name the block."""
-        return f"{self.arms.feature} block {self.block}"
 
     def cost(self, arm: ArmName) -> ArmCost:
         """What the pilot says about an arm."""
@@ -91,7 +86,7 @@ class Visit:
         self.durations: list[float] = []
         self.tagged: list[int] = []
         self._cost = task.cost(arm)
-        self.child = Child(launcher(task.request(arm, position)), label=f"{task.label} arm {arm}")
+        self.child = Child(launcher(task.request(arm, position)), label=f"arm {arm}")
 
     def wait_ready(self) -> None:
         """Wait until the lane is built."""

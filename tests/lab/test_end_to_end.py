@@ -1,0 +1,89 @@
+"""The real thing: fork server, training processes, receipts. Asserts evidence, never a timing."""
+
+import time
+from datetime import UTC, datetime
+
+import pytest
+from tests.lab.fake import options
+
+from lanewise.lab import protocol
+from lanewise.lab.children import ForkServerLauncher
+from lanewise.lab.session import Lab
+from lanewise.lane.load import load_lane
+from lanewise.lane.machine import detect_machine_class
+from lanewise.receipts.decision import Verdict
+from lanewise.receipts.store import Store
+
+SMALLER = ("batch.micro_batch_size=2", "batch.sequence_length=32")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def result(store, tmp_path_factory):
+    corpus = tmp_path_factory.mktemp("data") / "corpus.txt"
+    corpus.write_text("the quick brown fox jumps over the lazy dog\n" * 2000, encoding="utf-8")
+    lab = Lab(
+        store=store,
+        launcher=lambda num_threads: ForkServerLauncher(num_threads=num_threads),
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        new_token=lambda: "real",
+        free_memory_bytes=lambda: None,
+        listen=lambda event: None,
+    )
+    return lab.start(
+        options(
+            lane=load_lane("nam56r-tiny", SMALLER),
+            machine_class=detect_machine_class("cpu"),
+            features=("fused_mamba", "none"),
+            budget_seconds=120.0,
+            blocks=2,
+            data_path=str(corpus),
+        )
+    )
+
+
+@pytest.mark.slow
+def test_a_campaign_of_real_processes_completes(result):
+    assert result.campaign.status == "COMPLETE"
+    assert result.campaign.discarded_blocks == ()
+    mamba, noise = result.decisions
+    assert mamba.verdict is not Verdict.NOT_MEASURED
+    assert mamba.observed == ("chunked.torch",)
+    assert mamba.observed_ok
+    assert noise.feature == "none"
+
+
+@pytest.mark.slow
+def test_its_receipts_show_fresh_processes_that_were_asked_and_obeyed(result, store):
+    receipts = list(store.iter_receipts())
+    assert len(receipts) == 8
+    for receipt in receipts:
+        assert receipt.environment.variables["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert receipt.experiment.campaign_id == result.campaign.campaign_id
+        failed = {check.name for check in receipt.outcome.checks if not check.ok}
+        assert failed <= {"steady_state"}
+    arms = {
+        r.experiment.arm: {b.op: b.observed for b in r.backends}["ssm_scan"]
+        for r in receipts
+        if r.experiment.ablation_id == "fused_mamba"
+    }
+    assert arms == {"A": ("recurrence.torch",), "B": ("chunked.torch",)}
+
+
+@pytest.mark.slow
+def test_arms_that_promise_the_same_mathematics_keep_it(result, store):
+    pairs = {}
+    for receipt in store.iter_receipts():
+        place = (receipt.experiment.ablation_id, receipt.experiment.block)
+        pairs.setdefault(place, []).append(store.read_steps(receipt.receipt_id).loss)
+    for (feature, _), (one, other) in pairs.items():
+        for step in range(protocol.PAIRED_LOSS_STEPS):
+            allowed = 0.0 if feature == "none" else protocol.loss_tolerance(step, one[step], "fp32")
+            assert abs(one[step] - other[step]) <= allowed
+    mamba, _noise = result.decisions
+    assert mamba.verdict is not Verdict.INVALID or "no steady state" in mamba.reason
