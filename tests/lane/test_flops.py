@@ -19,7 +19,7 @@ from lanewise.lane.schema import BatchSpec, Lane
 
 MATMUL_FLOPS_PER_SECOND = 790e12
 FLOOR_TOKENS = 16_384
-# An independent count of `nam56r` at sequence 4096 (hot-paths.md §2), per layer: number of layers, active parameters in
+# An independent count of `nam56r` at sequence 4096, per layer: number of layers, active parameters in
 # millions, GEMM and core training MFLOP per token; then GFLOP per token of all and floor in ms for 16,384 tokens.
 INDEPENDENT_COUNT = {
     "attention_dense": (4, 7.6, 45, 66, 0.45, 9.2),
@@ -91,7 +91,7 @@ def test_nam56r_4096_has_the_derived_size() -> None:
 
 
 def test_parameters_of_nam56r_by_kind() -> None:
-    # reference-system.md §1.5, millions of parameters per layer or in all.
+    # The public sum (docs/NAM56R.md 1.5), millions of parameters per layer or in all.
     parts = by_name(load_lane("nam56r"))
     assert parts["attention_dense"].params.total / 1e6 == pytest.approx(7.57, abs=0.01)
     assert parts["moe"].params.total / 1e6 == pytest.approx(110.2, abs=0.05)
