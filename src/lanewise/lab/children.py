@@ -27,8 +27,9 @@ from lanewise.receipts.environment import child_environment, exported
 from lanewise.train.entry import child_main
 from lanewise.train.request import RunRequest
 
-PRELOAD = ("lanewise.train.run",)
-"""Imported once by the fork server; it must not start a thread pool, which every child checks."""
+PRELOAD = ("lanewise.train.run", "torch._dynamo")
+"""Imported once by the fork server, which must not start a thread pool (every child checks). The second is a second of
+imports that torch puts off until its compiler is first asked anything, which building any lane does."""
 
 EXIT_GRACE_SECONDS = 10.0
 """How long a child may take to leave after its last message before it is killed."""
