@@ -110,7 +110,7 @@ def test_the_tiny_lane_counted_by_hand() -> None:
     parts = by_name(load_lane("nam56r-tiny"))
     # A: W_qa, W_qb, W_kva, W_kvb, W_o, two latent norms, pre-norm.
     assert parts["attention_dense"].params.total == (
-        128 * 32 + 32 * 4 * 32 + 128 * 48 + 32 * 4 * 48 + 4 * 32 * 128 + 2 * 32 + 128
+        128 * 32 + 32 * 4 * 32 + 128 * 48 + 32 * 4 * 32 + 4 * 16 * 128 + 2 * 32 + 128
     )
     # E: router, experts, shared expert, pre-norm; two of eight experts are active.
     assert parts["moe"].params.total == 128 * 8 + 8 * 2 * 128 * 128 + 2 * 128 * 128 + 128
@@ -124,8 +124,8 @@ def test_the_tiny_lane_counted_by_hand() -> None:
         128 * (16 + 16 + 64 + 4 + 64) + 96 * 5 + 4 * 16 * 16 + 8 + 128 + 64 * 128 + 128
     )
     assert parts["embedding"].params.total == parts["lm_head"].params.total == 320 * 128
-    # Cores, forward: attention 4 heads × (32 + 32) × 65/2 keys; SISO 7 × 256 × 32; M2RNN 4 × 16 × 16 × 39 + conv.
-    assert parts["attention_dense"].training("core") == 3 * 2 * 4 * 64 * 32.5
+    # Cores, forward: attention 4 heads × (32 + 16) × 65/2 keys; SISO 7 × 256 × 32; M2RNN 4 × 16 × 16 × 39 + conv.
+    assert parts["attention_dense"].training("core") == 3 * 2 * 4 * 48 * 32.5
     assert parts["mamba"].training("core") == 3 * 7 * 256 * 32
     assert parts["recurrent"].training("core") == 3 * (4 * 16 * 16 * 39 + 2 * 4 * 96)
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch._dynamo  # what `Launch` needs of it takes a second to import; a fork server pays that once
 
 from lanewise.ops.spec import Choice
 
