@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from tests.lab.fake import BASE_SECONDS, World, place, state
 
 from lanewise.cli import ablate
 from lanewise.cli.main import run
 from lanewise.lab.campaign import stored_plans
 from lanewise.receipts.store import Store
+from tests.lab.fake import BASE_SECONDS, World, place, state
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
-from tests.lab.fake import World
 
 from lanewise.receipts.store import Store
+from tests.lab.fake import World
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.receipts.factory import make_body, sha
-
 from lanewise.lab.prepare import CampaignOptions
 from lanewise.lab.session import Lab
 from lanewise.lane.digest import digest, lane_identity
@@ -14,6 +12,7 @@ from lanewise.lane.load import load_lane
 from lanewise.receipts.schema import StepSeries
 from lanewise.receipts.store import Store
 from lanewise.train.request import RunRequest
+from tests.receipts.factory import make_body, sha
 
 MACHINE = "cpu-x86_64-2c"
 BASE_SECONDS = 0.1

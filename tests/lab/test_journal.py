@@ -2,10 +2,10 @@ import errno
 import os
 
 import pytest
-from tests.receipts.factory import sha
 
 from lanewise.errors import CampaignError, StoreError
 from lanewise.lab.journal import BlockDone, BlockLost, Journal
+from tests.receipts.factory import sha
 
 DONE = BlockDone(
     feature="fused_moe",

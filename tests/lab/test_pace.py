@@ -1,8 +1,7 @@
 """Budgets are kept by the clock: slow blocks give later ones fewer quads, never fewer blocks in silence."""
 
-from tests.lab.fake import BASE_SECONDS, options, place
-
 from lanewise.lab.events import BlockFinished, OutOfBudget
+from tests.lab.fake import BASE_SECONDS, options, place
 
 
 def test_a_campaign_that_turns_slow_still_ends_in_time(world):

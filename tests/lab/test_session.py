@@ -4,7 +4,6 @@ import math
 import random
 
 import pytest
-from tests.lab.fake import BASE_SECONDS, MACHINE, Script, World, options, place, state
 
 from lanewise.errors import CampaignError, ChildError, NotBuiltError, UsageError
 from lanewise.lab.analyse import analyse_campaign
@@ -12,6 +11,7 @@ from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.events import BlockDiscarded, BlockFinished, PlanReady
 from lanewise.lab.journal import BlockDone
 from lanewise.receipts.decision import Verdict
+from tests.lab.fake import BASE_SECONDS, MACHINE, Script, World, options, place, state
 
 
 def with_effect(feature: str, ratio: float, *, noise_sd: float = 0.0, seed: int = 0):

@@ -19,7 +19,7 @@ from lanewise.lane.schema import BatchSpec, Lane
 
 MATMUL_FLOPS_PER_SECOND = 790e12
 FLOOR_TOKENS = 16_384
-# An independent count of `nam56r` at sequence 4096 (hot-paths.md §2), per layer: number of layers, active parameters in
+# An independent count of `nam56r` at sequence 4096, per layer: number of layers, active parameters in
 # millions, GEMM and core training MFLOP per token; then GFLOP per token of all and floor in ms for 16,384 tokens.
 INDEPENDENT_COUNT = {
     "attention_dense": (4, 7.6, 45, 66, 0.45, 9.2),
@@ -91,7 +91,7 @@ def test_nam56r_4096_has_the_derived_size() -> None:
 
 
 def test_parameters_of_nam56r_by_kind() -> None:
-    # reference-system.md §1.5, millions of parameters per layer or in all.
+    # The public sum (docs/NAM56R.md 1.5), millions of parameters per layer or in all.
     parts = by_name(load_lane("nam56r"))
     assert parts["attention_dense"].params.total / 1e6 == pytest.approx(7.57, abs=0.01)
     assert parts["moe"].params.total / 1e6 == pytest.approx(110.2, abs=0.05)
@@ -110,7 +110,7 @@ def test_the_tiny_lane_counted_by_hand() -> None:
     parts = by_name(load_lane("nam56r-tiny"))
     # A: W_qa, W_qb, W_kva, W_kvb, W_o, two latent norms, pre-norm.
     assert parts["attention_dense"].params.total == (
-        128 * 32 + 32 * 4 * 32 + 128 * 48 + 32 * 4 * 48 + 4 * 32 * 128 + 2 * 32 + 128
+        128 * 32 + 32 * 4 * 32 + 128 * 48 + 32 * 4 * 32 + 4 * 16 * 128 + 2 * 32 + 128
     )
     # E: router, experts, shared expert, pre-norm; two of eight experts are active.
     assert parts["moe"].params.total == 128 * 8 + 8 * 2 * 128 * 128 + 2 * 128 * 128 + 128
@@ -124,8 +124,8 @@ def test_the_tiny_lane_counted_by_hand() -> None:
         128 * (16 + 16 + 64 + 4 + 64) + 96 * 5 + 4 * 16 * 16 + 8 + 128 + 64 * 128 + 128
     )
     assert parts["embedding"].params.total == parts["lm_head"].params.total == 320 * 128
-    # Cores, forward: attention 4 heads × (32 + 32) × 65/2 keys; SISO 7 × 256 × 32; M2RNN 4 × 16 × 16 × 39 + conv.
-    assert parts["attention_dense"].training("core") == 3 * 2 * 4 * 64 * 32.5
+    # Cores, forward: attention 4 heads × (32 + 16) × 65/2 keys; SISO 7 × 256 × 32; M2RNN 4 × 16 × 16 × 39 + conv.
+    assert parts["attention_dense"].training("core") == 3 * 2 * 4 * 48 * 32.5
     assert parts["mamba"].training("core") == 3 * 7 * 256 * 32
     assert parts["recurrent"].training("core") == 3 * (4 * 16 * 16 * 39 + 2 * 4 * 96)
 

@@ -113,12 +113,13 @@ def _train(request: RunRequest, steps: int, *, as_json: bool) -> None:
 
 
 def _train_in_environment(request: RunRequest, steps: int, *, as_json: bool) -> None:
+    from lanewise.train.process import prepare_process
     from lanewise.train.run import Run
-    from lanewise.train.session import stop_on_signals, train_to, use_threads
+    from lanewise.train.session import stop_on_signals, train_to
 
-    use_threads(request.num_threads)
+    host_allocator = prepare_process(request.num_threads)
     with stop_on_signals() as stop:
-        run = Run(request)
+        run = Run(request, host_allocator=host_allocator)
         _say(f"{request.resolved.canonical_name} · {run.describe()}")
         for message in run.messages:
             _say(message)

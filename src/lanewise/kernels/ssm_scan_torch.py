@@ -6,7 +6,7 @@ With L_t the cumulated a_dt inside a chunk and the look-ahead weight w_s = γ_s 
     y_t = Σ_{s<t} e^{L_t−L_s} w_s (q̂_t·k̂_s) v_s + (γ_t (q̂_t·k̂_t) + skip) v_t + e^{L_t} q̂_t R_c       inside chunk c
     R_{c+1} = e^{L_end} R_c + Σ_s e^{L_end−L_s} w_s k̂_s v_sᵀ                                            R_0 = 0
 
-(reference-system.md §2.1, parallel form with the look-ahead taken off the diagonal). In the backward pass the gradient of
+(the parallel form of the Mamba-3 tests, with the look-ahead taken off the diagonal). In the backward pass the gradient of
 the decays needs no matrix: dL_t = ⟨dq̂_t, q̂_t⟩ − ⟨dk̂_t, k̂_t⟩, the diagonal terms cancel, and the chunk's last L adds
 ⟨dR_{c+1}, R_{c+1}⟩.
 

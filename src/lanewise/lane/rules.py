@@ -15,7 +15,7 @@ from lanewise.lane.topology import Fault, divisors_in_words
 BYTE_VOCABULARY = 257
 """256 byte values and the document separator."""
 MAX_CHUNK_ROWS = 64
-"""Largest chunk × rank of a MIMO chunk: one tile of rows (reference-system, Mamba-3)."""
+"""Largest chunk × rank of a MIMO chunk: one tile of rows (the rule of the public Mamba-3 MIMO kernels)."""
 
 
 def faults(lane: Lane) -> Iterator[Fault]:

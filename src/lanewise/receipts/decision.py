@@ -32,7 +32,7 @@ class Verdict(enum.StrEnum):
 
 
 class Estimate(Record):
-    """Effect on log step time over the valid blocks (`measurement` P4)."""
+    """Effect on log step time over the valid blocks : the mean block contrast and its t-interval."""
 
     log_ratio: float
     ratio: float

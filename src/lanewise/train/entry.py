@@ -103,11 +103,10 @@ def _run(
     request: RunRequest, connection: Connection, start_seconds: float, now: Callable[[], float]
 ) -> None:
     from lanewise.train.loop import manual_gc
+    from lanewise.train.process import prepare_process
     from lanewise.train.run import Run
-    from lanewise.train.session import use_threads
 
-    use_threads(request.num_threads)
-    run = Run(request)
+    run = Run(request, host_allocator=prepare_process(request.num_threads))
     with manual_gc():
         connection.send(
             {

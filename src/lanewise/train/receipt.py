@@ -43,6 +43,7 @@ from lanewise.receipts.schema import (
     Timing,
     Warmup,
 )
+from lanewise.train.process import ALLOCATOR_KEY
 from lanewise.train.request import RunRequest
 
 CLOCK = "perf_counter_ns"
@@ -69,6 +70,7 @@ class RunFacts:
         machine: class and instance.
         data: what was read.
         missing: reasons known to the run, by dotted path.
+        host_allocator: what malloc was told about freed memory.
         aborted: None when all steps were taken, else why not.
     """
 
@@ -86,6 +88,7 @@ class RunFacts:
     machine: Machine
     data: DataRecord
     missing: Mapping[str, str]
+    host_allocator: str
     aborted: str | None
 
 
@@ -128,6 +131,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             error=facts.aborted,
         ),
         "missing": _without_present(missing, facts),
+        "extensions": {ALLOCATOR_KEY: facts.host_allocator},
     }
 
 

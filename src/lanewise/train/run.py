@@ -73,6 +73,7 @@ class Run:
         request: what to run.
         clock: monotonic nanoseconds.
         today: wall-clock time in UTC, for the receipt.
+        host_allocator: what `prepare_process` answered, for the receipt.
 
     Attributes:
         goodput: the run's clock.
@@ -85,6 +86,7 @@ class Run:
         *,
         clock: Callable[[], int] = time.perf_counter_ns,
         today: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        host_allocator: str = "the C library's default",
     ) -> None:
         resolved = request.resolved
         require_built(resolved.lane, device_type=resolved.device_type)
@@ -92,6 +94,7 @@ class Run:
         self.lane = resolved.lane
         self._created_at = today().isoformat(timespec="seconds").replace("+00:00", "Z")
         self._clock = clock
+        self._host_allocator = host_allocator
         self._start_ns = clock()
         watched = self.lane.observability
         self.goodput = GoodputClock(clock, enabled=watched.goodput)
@@ -283,6 +286,7 @@ class Run:
                 machine=collect_machine(resolved.machine_class),
                 data=self.corpus.record,
                 missing=missing,
+                host_allocator=self._host_allocator,
                 aborted=aborted,
             )
         )

@@ -10,16 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from lanewise.errors import UsageError
 from lanewise.train.loop import StepResult, manual_gc
 from lanewise.train.run import Finished, Run
-
-
-def use_threads(num_threads: int) -> None:
-    """Fix the intra-op threads of this process."""
-    torch.set_num_threads(num_threads)
 
 
 class StopRequest:
