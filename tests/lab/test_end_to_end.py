@@ -4,7 +4,6 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from tests.lab.fake import options
 
 from lanewise.lab import protocol
 from lanewise.lab.children import ForkServerLauncher
@@ -13,6 +12,7 @@ from lanewise.lane.load import load_lane
 from lanewise.lane.machine import detect_machine_class
 from lanewise.receipts.decision import Verdict
 from lanewise.receipts.store import Store
+from tests.lab.fake import options
 
 SMALLER = ("batch.micro_batch_size=2", "batch.sequence_length=32")
 

@@ -1,7 +1,7 @@
 """Budgets are kept by the clock: slow blocks give later ones fewer quads, never fewer blocks in silence."""
 
 from lanewise.lab.events import BlockFinished, OutOfBudget
-from tests.lab.fake import BASE_SECONDS, options, place
+from tests.lab.fake import BASE_SECONDS, MACHINE, options, place
 
 
 def test_a_campaign_that_turns_slow_still_ends_in_time(world):
@@ -33,3 +33,6 @@ def test_a_budget_that_ends_early_says_so_and_leaves_the_rest_to_resume(world):
     assert event.missing_blocks == 4 - len(world.seen(BlockFinished)) > 0
     assert not result.interrupted
     assert result.campaign.status == "INCOMPLETE"
+    world.script.seconds = lambda request, step, now: BASE_SECONDS
+    again = world.lab().resume(options().lane, MACHINE, None)
+    assert again.campaign.status == "COMPLETE"

@@ -33,6 +33,9 @@ from lanewise.lab.visit import BlockTask
 from lanewise.measure.stats import estimate_from_contrasts
 from lanewise.receipts.store import Store
 
+RESUME_RATIO = 1.5
+"""Time left to a resumed campaign, at least, over the planned time of its missing blocks."""
+
 MAX_ATTEMPTS = 2
 """A block is run again once after its first attempt was thrown away."""
 
@@ -190,5 +193,11 @@ class Runner:
 
 
 def spent_before(folder: CampaignFolder) -> float:
-    """Seconds of the budget that the pilot and the blocks so far have used."""
-    return folder.plan().pilot_seconds + sum(e.wall_seconds for e in folder.journal.read())
+    """Seconds of the budget that a resumed campaign has used: what the pilot and its blocks took.
+
+    A person who resumes wants the missing blocks, so at least what those are expected to take is left.
+    """
+    plan = folder.plan()
+    used = plan.pilot_seconds + sum(entry.wall_seconds for entry in folder.journal.read())
+    needed = sum(plan.feature(feature).block_seconds for feature, _block in folder.missing())
+    return min(used, plan.budget_seconds - RESUME_RATIO * needed)
