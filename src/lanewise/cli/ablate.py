@@ -60,7 +60,7 @@ BlocksOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of a process.", show_default="all cores"),
+    typer.Option("--threads", min=1, help="Threads of a process.", show_default="1 on a CPU"),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -180,7 +180,7 @@ def _options(
 ) -> CampaignOptions:
     from lanewise.lab.plan import parse_budget
     from lanewise.lab.prepare import CampaignOptions
-    from lanewise.lane.machine import detect_machine_class, usable_cores
+    from lanewise.lane.machine import DEFAULT_CPU_THREADS, detect_machine_class
 
     return CampaignOptions(
         lane=_load(lane, overrides, config),
@@ -192,7 +192,7 @@ def _options(
         block_design=block_design,
         blocks=blocks,
         seed=seed,
-        num_threads=threads or usable_cores(),
+        num_threads=threads or DEFAULT_CPU_THREADS,
         data_path=data,
     )
 

@@ -58,7 +58,7 @@ def train(
     ] = False,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="Threads of one op.", show_default="all cores"),
+        typer.Option("--threads", min=1, help="Threads of one op.", show_default="1 on a CPU"),
     ] = None,
     store: StoreOption = None,
     as_json: JsonFlag = False,
@@ -66,10 +66,10 @@ def train(
     """Train a lane; checkpoints, exact resume, and a receipt even when interrupted."""
     if checkpoint_dir is None and (resume or checkpoint_every is not None):
         raise UsageError("--resume and --checkpoint-every need --checkpoint-dir FOLDER")
-    from lanewise.lane.machine import usable_cores
+    from lanewise.lane.machine import DEFAULT_CPU_THREADS
 
     resolved = _resolve(lane, overrides or (), config)
-    num_threads = threads or usable_cores()
+    num_threads = threads or DEFAULT_CPU_THREADS
 
     from lanewise.train.request import RunRequest
 

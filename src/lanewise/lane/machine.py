@@ -73,6 +73,11 @@ def detect_machine_class(
     return gpu_class(line)
 
 
+DEFAULT_CPU_THREADS = 1
+"""Threads of a training process on a CPU unless the user says otherwise. The ops of a lane that a CPU can train are short,
+and a second thread waits at every barrier for a core that something else may hold: docs/LOG.md, 2026-11-23."""
+
+
 def usable_cores() -> int:
     """Cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):
