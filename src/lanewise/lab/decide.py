@@ -76,11 +76,10 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
             counted, tokens_per_step(context.plan), estimate.ratio if estimate else None
         ),
         peak_memory_bytes=judge.metric(
-            counted,
+            # Tensors take the same room in a block whose step times never got steady.
+            [block for block in blocks if block.comparable],
             judge.allocated_bytes,
-            reason="profiled in block 1 only, which does not count"
-            if counted
-            else "no block counts",
+            reason="profiled in block 1 only, which is missing or not comparable",
         ),
         goodput=judge.metric(counted, judge.goodput_ratio, reason="goodput is switched off"),
         compile_seconds=compile_delta,

@@ -34,6 +34,11 @@ class JudgedBlock:
         return not self.faults
 
     @property
+    def comparable(self) -> bool:
+        """Whether both arms ran what was asked under the same conditions, be their step times steady or not."""
+        return not any(fault.structural for fault in self.faults)
+
+    @property
     def contrast_log(self) -> float | None:
         """Effect on log step time; None for a block that does not count."""
         return self.evidence.contrast_log() if self.valid else None

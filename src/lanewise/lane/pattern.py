@@ -14,8 +14,8 @@ LETTERS: Mapping[str, str] = MappingProxyType(
         "E": "mixture of experts",
         "M": "Mamba-3",
         "R": "M2RNN recurrence",
-        "G": "gated delta rule",
-        "D": "sparse attention as a letter of its own (Megatron's spelling)",
+        "G": "grouped-query attention",
+        "D": "dense MLP",
     }
 )
 """Every letter a pattern may hold."""
