@@ -157,7 +157,7 @@ def test_check_of_a_good_lane_says_what_train_will_refuse(
 
 def test_diff_separates_what_decides(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_text(
-        'extends = "nam56r-tiny"\n[batch]\nmicro_batch_size = 8\n[features]\nfused_moe = "off"\n'
+        'extends = "nam56r-tiny"\n[batch]\nmicro_batch_size = 4\n[features]\nfused_moe = "off"\n'
     )
     code, out, _ = call(capsys, "lane", "diff", "nam56r-tiny", "b.toml")
     assert code == 0

@@ -13,7 +13,7 @@ def test_a_lane_equals_itself() -> None:
 @pytest.mark.parametrize(
     ("override", "path", "comparable"),
     [
-        ("batch.micro_batch_size=8", "batch.micro_batch_size", False),
+        ("batch.micro_batch_size=4", "batch.micro_batch_size", False),
         ("seed=1", "seed", False),
         ("model.mtp={depth=1, mlp_hidden_size=64}", "model.mtp.depth", False),
         ("name=x", "name", True),

@@ -147,7 +147,7 @@ def test_lane_digest_ignores_what_both_arms_may_differ_in(override: str) -> None
         "model.pattern=AEMR",
         "model.moe.top_k=1",
         "model.moe.bias_update_rate=0.0",
-        "batch.micro_batch_size=8",
+        "batch.micro_batch_size=4",
         "batch.sequence_length=128",
         "data.seed=1",
         "data.source=corpus.jsonl",

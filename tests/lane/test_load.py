@@ -168,10 +168,10 @@ def test_malformed_overrides_are_refused(override: str) -> None:
 
 
 def test_overrides_change_the_lane_and_only_it() -> None:
-    lane = load_lane("nam56r-tiny", ["batch.micro_batch_size=8", "features.fused_moe=off"])
-    assert lane.batch.micro_batch_size == 8
+    lane = load_lane("nam56r-tiny", ["batch.micro_batch_size=4", "features.fused_moe=off"])
+    assert lane.batch.micro_batch_size == 4
     assert lane.features == {"fused_moe": "off"}
-    assert load_lane("nam56r-tiny").batch.micro_batch_size == 16
+    assert load_lane("nam56r-tiny").batch.micro_batch_size == 8
 
 
 def test_a_wrong_override_is_placed_at_the_flag() -> None:

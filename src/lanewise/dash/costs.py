@@ -19,13 +19,15 @@ NAME_CHARACTERS = 26
 def anatomy(decisions: Sequence[Decision]) -> str | None:
     """Step time with and without each feature, from zero: the part between the two is what the feature moves.
 
-    Decisions without both step times, and invalid ones, are left out. None when nothing is left.
+    The step with the feature is the control's median times the estimated ratio, so that bar and verdict agree: the
+    arms' plain medians mix blocks, between which the machine drifts. Decisions without step time or estimate, and
+    invalid ones, are left out. None when nothing is left.
     """
     timed = [
-        (d, d.control_step_seconds, d.treated_step_seconds)
+        (d, d.control_step_seconds, d.control_step_seconds * d.estimate.ratio)
         for d in decisions
         if d.control_step_seconds is not None
-        and d.treated_step_seconds is not None
+        and d.estimate is not None
         and d.verdict is not Verdict.INVALID
     ]
     if not timed:

@@ -31,6 +31,9 @@ PRELOAD = ("lanewise.train.run", "torch._dynamo")
 """Imported once by the fork server, which must not start a thread pool (every child checks). The second is a second of
 imports that torch puts off until its compiler is first asked anything, which building any lane does."""
 
+TERMINATE_SECONDS = 3.0
+"""How long a child that was asked to end by SIGTERM may take before it is killed."""
+
 EXIT_GRACE_SECONDS = 10.0
 """How long a child may take to leave after its last message before it is killed."""
 
@@ -256,6 +259,10 @@ class ProcessEndpoint:
     def close(self, grace_seconds: float) -> int | None:
         """Wait, kill if needed, reap."""
         self._process.join(grace_seconds)
+        if self._process.is_alive():
+            # A child that ends by SystemExit takes its compile workers and semaphores with it; a killed one cannot.
+            self._process.terminate()
+            self._process.join(TERMINATE_SECONDS)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()

@@ -20,6 +20,8 @@ from lanewise.train.request import RunRequest
 if TYPE_CHECKING:
     from lanewise.train.run import Run
 
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
 EXIT_DEFECT = 70
 """Exit code of a failure that is lanewise's own fault."""
 
@@ -54,8 +56,14 @@ def child_main(request_json: str, connection: Connection) -> None:
     start_seconds = time.perf_counter()
     # Ctrl-C reaches the whole process group; what becomes of this child is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     num_threads = psutil.Process().num_threads()
     serve(request_json, connection, num_threads=num_threads, start_seconds=start_seconds)
+
+
+def _leave(_signal_number: int, _frame: object) -> None:
+    """End by SystemExit, so that compile workers and semaphores are cleaned up."""
+    raise SystemExit(EXIT_TERMINATED)
 
 
 def serve(
