@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -27,7 +28,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "receipts" / "golden" /
 
 
 def make_store(root: Path, num_receipts: int) -> Store:
-    """A store of receipts over a year, written without fsync."""
+    """A store of receipts over a year, written without fsync and at rest since an hour ago."""
     document = json.loads(GOLDEN.read_text(encoding="utf-8"))
     for number in range(num_receipts):
         month = f"2026-{1 + number % 12:02d}"
@@ -39,6 +40,10 @@ def make_store(root: Path, num_receipts: int) -> Store:
         folder = root / "receipts" / document["lane"]["name"] / month
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{digits}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    an_hour_ago = time.time() - 3600
+    for folder in (root / "receipts").rglob("*"):
+        if folder.is_dir():
+            os.utime(folder, (an_hour_ago, an_hour_ago))
     return Store(root)
 
 
@@ -64,7 +69,7 @@ def figures() -> list[Figure]:
             value=statistics.median(seconds for seconds, _listing in queries),
             limit=0.1,
             unit="s",
-            how=f"median of {NUM_QUERIES}, every file's size and time compared each time",
+            how=f"median of {NUM_QUERIES}, every folder looked at each time",
         ),
     ]
 

@@ -246,3 +246,48 @@ def test_the_index_of_a_uri_lives_elsewhere(tmp_path: Path) -> None:
     assert index.query().rows[0].fields.id == receipt_id
     assert short(receipt_id) in index.query().rows[0].location
     assert Index(store).path.name.startswith("index-")
+
+
+def test_files_of_a_folder_at_rest_are_not_looked_at(store: Store) -> None:
+    _, location = store.write_receipt(make_body())
+    index = Index(store, now_ns=lambda: 2**62)  # every folder is old enough to be trusted
+    assert index.refresh().num_parsed == 1
+    os.utime(location, ns=(1, 1))  # in place: the folder's own time stays
+    assert index.refresh().num_parsed == 0
+    assert index.reindex().num_parsed == 1
+
+
+def test_new_replaced_and_deleted_files_of_a_folder_at_rest_are_noticed(store: Store) -> None:
+    receipt_id, location = store.write_receipt(make_body())
+    index = Index(store, now_ns=lambda: 2**62)
+    assert index.refresh().num_parsed == 1
+    store.write_receipt(make_body({"experiment.arm": "A"}))
+    assert index.refresh().num_parsed == 1
+    content = Path(location).read_bytes()
+    replacement = Path(location).with_suffix(".new")
+    replacement.write_bytes(content + b"\n")
+    replacement.replace(location)
+    assert index.refresh().num_parsed == 1
+    Path(location).unlink()
+    done = index.refresh()
+    assert (done.num_removed, done.num_receipts) == (1, 1)
+    assert receipt_id not in {row.fields.id for row in index.query().rows}
+
+
+def test_a_folder_changed_a_moment_ago_is_looked_into_again(store: Store) -> None:
+    _, location = store.write_receipt(make_body())
+    changed_ns = os.stat(Path(location).parent).st_mtime_ns
+    index = Index(store, now_ns=lambda: changed_ns + 1)
+    assert index.refresh().num_parsed == 1
+    os.utime(location, ns=(1, 1))  # stands for a file made in the clock tick of the listing
+    assert index.refresh().num_parsed == 1
+
+
+def test_a_folder_that_is_gone_takes_its_rows_with_it(store: Store) -> None:
+    _, location = store.write_receipt(make_body())
+    index = Index(store, now_ns=lambda: 2**62)
+    index.refresh()
+    Path(location).unlink()
+    Path(location).parent.rmdir()
+    done = index.refresh()
+    assert (done.num_removed, done.num_receipts) == (1, 0)

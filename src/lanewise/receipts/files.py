@@ -9,13 +9,17 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lanewise.errors import StoreError
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+
+
+SETTLED_NS = 2_000_000_000
+"""Age from which a folder's modification time is trusted; clocks of network file systems are coarse."""
 
 
 class FileStamp(NamedTuple):
@@ -112,6 +116,48 @@ def list_json(root: str, folder: str, *, but_not: str | None = None) -> list[Fil
         return list(list_found(root, folder, but_not or "/"))
 
 
+class FoldersFound:
+    """Folders met by a listing that leaves out the files of folders that have not changed since an earlier one.
+
+    Files of a store are made and replaced by renaming, which changes the modification time of their folder; so a folder
+    of an old enough, unchanged time holds what it held.
+
+    Args:
+        recorded: folder → modification time in ns of the earlier listing.
+        now_ns: time of this listing.
+
+    Attributes:
+        times_ns: folder → modification time, of every folder met.
+    """
+
+    def __init__(self, recorded: Mapping[str, int], now_ns: int) -> None:
+        self.times_ns: dict[str, int] = {}
+        self._recorded = recorded
+        self._now_ns = now_ns
+
+    def note(self, folder: str, modified_ns: int) -> bool:
+        """Note a folder; returns whether its files are those of the earlier listing."""
+        self.times_ns[folder] = modified_ns
+        return self._recorded.get(folder) == modified_ns
+
+    @property
+    def settled(self) -> dict[str, int]:
+        """Folders to record: a file made in the same clock tick as the listing would not show in a younger time."""
+        return {
+            folder: modified_ns
+            for folder, modified_ns in self.times_ns.items()
+            if self._now_ns - modified_ns > SETTLED_NS
+        }
+
+
+def list_changed_json(
+    root: str, folder: str, found: FoldersFound, *, but_not: str | None = None
+) -> list[FileStamp]:
+    """As `list_json`, without the files of folders that `found` knows to be unchanged; for paths, not URIs."""
+    with _explained("list", f"{root}/{folder}"):
+        return list(_list_local(root, folder, but_not or "/", found))
+
+
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -135,19 +181,23 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _list_local(root: str, folder: str, but_not: str) -> Iterator[FileStamp]:
+def _list_local(
+    root: str, folder: str, but_not: str, folders_found: FoldersFound | None = None
+) -> Iterator[FileStamp]:
     folders = [folder]
     while folders:
         inside = folders.pop()
         try:
+            modified_ns = os.stat(f"{root}/{inside}").st_mtime_ns
             entries = os.scandir(f"{root}/{inside}")
         except FileNotFoundError:
             continue
+        unchanged = folders_found is not None and folders_found.note(inside, modified_ns)
         with entries:
             for entry in entries:
                 name = entry.name
                 if name.endswith(".json"):
-                    if name.endswith(but_not) or name.startswith("."):
+                    if unchanged or name.endswith(but_not) or name.startswith("."):
                         continue
                     try:
                         status = entry.stat()

@@ -167,6 +167,13 @@ class Store:
         """The decision files, named relative to the root."""
         return files.list_json(self.root, "decisions")
 
+    def indexed_files(self, found: files.FoldersFound) -> list[FileStamp]:
+        """Receipt and decision files of folders that `found` does not know to be unchanged; all of a remote store."""
+        if files.is_remote(self.root):
+            return self.receipt_files() + self.decision_files()
+        receipts = files.list_changed_json(self.root, "receipts", found, but_not=STEPS_SUFFIX)
+        return receipts + files.list_changed_json(self.root, "decisions", found)
+
     def campaign_files(self) -> list[FileStamp]:
         """The campaign records, named relative to the root; working files of campaigns are left out."""
         found = files.list_json(self.root, "campaigns")
