@@ -131,7 +131,10 @@ def _controls(feature: Feature) -> dict[str, str]:
 
 def _controls_in_words(feature: Feature) -> str:
     controls = _controls(feature)
-    return "; ".join(f"{device}: {names}" for device, names in controls.items()) or "off"
+    return (
+        "; ".join(f"{device}: {names}" for device, names in controls.items())
+        or feature.control_name
+    )
 
 
 def _setting_in_words(setting: Setting) -> str:

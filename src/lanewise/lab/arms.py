@@ -142,7 +142,7 @@ class ArmBuilder:
             role=feature.role.value,
             declared=frozenset({feature.key}),
             ops=feature_ops(feature),
-            versus=" + ".join(named) or off,
+            versus=" + ".join(named) or feature.control_name,
             states={"A": off, "B": on},
             on_by_default=feature.default_state == on,
             stance=feature.stance,

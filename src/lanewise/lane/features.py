@@ -113,6 +113,7 @@ class Feature:
         family: key of the article's family, or None for features beyond the article.
         letters: pattern letters it touches; empty touches every lane.
         settings: state → what it sets; `off` is the control.
+        control_name: the control in a table where `off` sets no backend, e.g. `eager`.
         control_note: why the control is honest, or that it is the slow reference and why.
         default_state: state when neither the user nor the ledger speaks (the stance).
         stance: the stance in words, for tables.
@@ -133,6 +134,7 @@ class Feature:
     tax_budget_ratio: float | None = None
     equal_mathematics: bool = True
     built: bool = True
+    control_name: str = "off"
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -272,6 +274,7 @@ FEATURES: tuple[Feature, ...] = (
         family=None,
         letters=frozenset(),
         settings={"off": Setting(), "on": Setting(runtime={"regional_compile": True})},
+        control_name="eager",
         control_note="eager execution of the same blocks",
         default_state="off",
         stance="opt-in on CPU",
