@@ -44,7 +44,7 @@ def test_adding_one_keeps_the_bare_lane_as_the_control():
     [
         ("fused_mamba", "recurrence.torch"),
         ("backend_dispatch", "sdpa.torch"),
-        ("regional_compile", "off"),
+        ("regional_compile", "eager"),
         ("full_stack", "bare lane"),
         ("none", "itself"),
     ],

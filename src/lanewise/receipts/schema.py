@@ -168,8 +168,10 @@ class Goodput(Record):
     """step ÷ (wall − turn_wait): waiting for the other arm of a lockstep block is the lab's doing, not the lane's."""
     badput_seconds: dict[str, float]
     """Every category of `BADPUT_CATEGORIES` plus `other` (computed, may be negative, then the receipt is invalid)."""
-    overlapped_seconds: Seconds = 0.0
-    observer_seconds: Seconds = 0.0
+    overlapped_seconds: Seconds | None = None
+    """Badput hidden behind device work; null where nothing can overlap or it is not measured."""
+    observer_seconds: Seconds | None = None
+    """What the accounting itself cost; null in a run that does not measure it."""
 
 
 class CompileRecord(Record):

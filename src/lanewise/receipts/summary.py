@@ -166,7 +166,12 @@ def _goodput(goodput: Goodput | None) -> Iterator[str]:
     wall = goodput.wall_duration_seconds
     yield (
         f"{format_percent(goodput.goodput_ratio)} · steps {goodput.step_seconds:.2f} s of "
-        f"{wall:.2f} s wall time · accounting {format_seconds(goodput.observer_seconds)}"
+        f"{wall:.2f} s wall time"
+        + (
+            f" · accounting {format_seconds(goodput.observer_seconds)}"
+            if goodput.observer_seconds is not None
+            else ""
+        )
     )
     lost = sorted(goodput.badput_seconds.items(), key=lambda item: -abs(item[1]))
     for category, seconds in lost:

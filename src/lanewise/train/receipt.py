@@ -362,6 +362,9 @@ def _closure_check(goodput: Goodput) -> Check:
 
 def _without_present(missing: Mapping[str, str], facts: RunFacts) -> dict[str, str]:
     always: dict[str, Any] = {"telemetry": "no GPU"}
+    if facts.goodput is not None:
+        always["goodput.overlapped_seconds"] = "host time of one thread: spans never overlap"
+        always["goodput.observer_seconds"] = "benchmarks/goodput_cost.py measures it, not a run"
     if facts.environment.device_model is None:
         always["environment.device_model"] = "no GPU"
         always["environment.device_driver_version"] = "no GPU"
