@@ -3,7 +3,8 @@ import json
 import pytest
 
 from lanewise.cli.main import run
-from lanewise.lane.features import FAMILIES, FEATURES
+from lanewise.lane.families import FAMILIES
+from lanewise.lane.features import FEATURES
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

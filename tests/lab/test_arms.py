@@ -56,7 +56,9 @@ def test_the_control_has_a_name(feature, versus):
 def test_a_feature_without_blocks_in_the_lane_is_refused_with_what_it_touches():
     lane = load_lane("nam56r-tiny")
     model = lane.model.model_copy(update={"pattern": "AE", "mamba": None, "recurrent": None})
-    with pytest.raises(UsageError, match="'fused_mamba' changes blocks M, and lane 'nam56r-tiny'"):
+    with pytest.raises(
+        UsageError, match="'nam56r-tiny': it touches M blocks and the pattern AE has none"
+    ):
         builder(model=model).build("fused_mamba")
     assert "fused_mamba" not in builder(model=model).default_features()
 

@@ -1,4 +1,5 @@
-from lanewise.lane.features import BY_KEY, FAMILIES, FEATURES, Role
+from lanewise.lane.families import FAMILIES
+from lanewise.lane.features import BY_KEY, FEATURES, Role
 
 
 def test_the_articles_seven_families_word_for_word() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lanewise.errors import LaneError, NotBuiltError
+from lanewise.errors import LaneError
 from lanewise.lane.flops import (
     Component,
     causal_keys,
@@ -203,9 +203,14 @@ def test_features_do_not_buy_utilisation() -> None:
     assert on == lane_flops(load_lane("nam56r-tiny"))
 
 
-def test_letters_without_a_definition_are_named() -> None:
-    with pytest.raises(NotBuiltError, match="pattern letter G"):
-        lane_flops(load_lane("nam56r-tiny", ["model.pattern=AEG"]))
+def test_the_dense_lane_by_hand() -> None:
+    # d 128, H·D 128, H_kv·D 64, F 384 gated, S 64, W 320, six layers of each letter
+    linear_g, linear_d = 128 * (2 * 128 + 2 * 64), 3 * 128 * 384
+    core = 2 * 4 * (32 + 32) * 65 / 2
+    forward = 6 * (2 * linear_g + core) + 6 * 2 * linear_d + 2 * 320 * 128
+    flops = lane_flops(load_lane("dense-tiny"))
+    assert flops.forward_flops_per_token == forward
+    assert flops.params_total == 6 * (linear_g + linear_d) + 13 * 128 + 2 * 320 * 128
 
 
 def test_a_missing_table_is_named() -> None:

@@ -51,8 +51,15 @@ def test_every_preset_loads_under_its_own_name(name: str) -> None:
     assert load_lane(name).name == name
 
 
-def test_the_four_presets_ship() -> None:
-    assert preset_names() == ("nam56r-tiny", "nam56r-period", "nam56r", "nam56r-4096")
+def test_the_presets_ship() -> None:
+    assert preset_names() == (
+        "nam56r-tiny",
+        "dense-tiny",
+        "nam52-tiny",
+        "nam56r-period",
+        "nam56r",
+        "nam56r-4096",
+    )
 
 
 def test_the_sample_of_the_design_loads(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
         ),
         (["model.pattern=aEMR"], "Did you mean 'A'?"),
         (['model.pattern=""'], "model.pattern = '' is empty"),
-        (["model.mamba=none"], "has M (Mamba-3), which needs the table [model.mamba]"),
+        (["model.mamba=none"], "has M (Mamba), which needs the table [model.mamba]"),
         (
             ["model.mamba.num_groups=3"],
             "num_groups = 3 does not divide num_heads = 4; use 1, 2 or 4",
@@ -144,11 +144,14 @@ def test_bad_sparse_and_mtp_settings(overrides: list[str], expected: str) -> Non
     assert any(expected in line for line in lines), lines
 
 
-@pytest.mark.parametrize("name", ["nam56r-tiny", "nam56r-period", "nam56r", "nam56r-4096"])
+@pytest.mark.parametrize(
+    "name", ["nam56r-tiny", "nam56r-period", "nam56r", "nam56r-4096", "dense-tiny", "nam52-tiny"]
+)
 def test_presets_break_no_rule(name: str) -> None:
     assert list(faults(load_lane(name))) == []
 
 
-@pytest.mark.parametrize("letter", ["G", "D"])
-def test_letters_that_are_known_and_not_built_load(letter: str) -> None:
-    assert load_lane("nam56r-tiny", [f"model.pattern=AE{letter}"]).model.pattern == f"AE{letter}"
+@pytest.mark.parametrize(("letter", "table"), [("G", "grouped_query"), ("D", "mlp")])
+def test_letters_without_their_table_are_refused(letter: str, table: str) -> None:
+    lines = problems_of("nam56r-tiny", f"model.pattern=AE{letter}")
+    assert any(f"needs the table [model.{table}]" in line for line in lines), lines

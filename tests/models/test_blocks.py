@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lanewise.models.model import build_block
+from lanewise.models.assemble import build_block
 from tests.models.micro import micro_lane, reference_ops
 
 LETTERS = "AEMR"
@@ -87,6 +87,6 @@ def test_attention_sees_only_differences_of_positions() -> None:
     x = inputs(6)
     with torch.no_grad():
         at_start = block(x).delta
-        block.cos, block.sin = block.cos.roll(-3, 0), block.sin.roll(-3, 0)
+        block.mla.cos, block.mla.sin = block.mla.cos.roll(-3, 0), block.mla.sin.roll(-3, 0)
         shifted = block(x).delta
     torch.testing.assert_close(shifted, at_start, rtol=1e-5, atol=1e-6)  # the table is fp32

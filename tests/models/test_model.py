@@ -27,7 +27,7 @@ def test_a_token_changes_nothing_before_it() -> None:
     other = tokens.clone()
     other[:, 6] = (other[:, 6] + 1) % lane.model.vocab_size
     with torch.no_grad():
-        before, after = model.hidden(tokens)[0], model.hidden(other)[0]
+        before, after = model.trunk(tokens).hidden, model.trunk(other).hidden
     torch.testing.assert_close(after[:, :6], before[:, :6], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(after[:, 6:], before[:, 6:])
 
@@ -58,7 +58,7 @@ def test_output_projections_start_smaller_with_depth() -> None:
     lane = micro_lane(model__num_layers=8, model__hidden_size=24)
     model = micro_model(lane)
     std, scaled = lane.model.init_std, lane.model.init_std / math.sqrt(2 * 8)
-    assert model.blocks[0].out.weight.std().item() == pytest.approx(scaled, rel=0.3)
+    assert model.blocks[0].mla.out.weight.std().item() == pytest.approx(scaled, rel=0.3)
     assert model.blocks[1].w_out.std().item() == pytest.approx(scaled, rel=0.3)
     assert model.head.std().item() == pytest.approx(std, rel=0.1)
 

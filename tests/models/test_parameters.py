@@ -7,7 +7,8 @@ import pytest
 from lanewise.lane import params
 from lanewise.lane.flops import lane_flops
 from lanewise.lane.load import load_lane
-from lanewise.models.model import HybridModel, build_block
+from lanewise.models.assemble import build_block
+from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.shapes import SHAPES
 from tests.models.micro import micro_lane, reference_ops

@@ -28,7 +28,8 @@ def register(app: typer.Typer) -> None:
 @group.command("list")
 def list_(as_json: JsonFlag = False) -> None:
     """List the article's seven feature families, then every feature of this version."""
-    from lanewise.lane.features import FAMILIES, FEATURES
+    from lanewise.lane.families import FAMILIES
+    from lanewise.lane.features import FEATURES
 
     if as_json:
         print_json(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lanewise.cli.output import JsonFlag, print_json, print_table
-from lanewise.errors import LaneError, NotBuiltError
+from lanewise.errors import LaneError
 
 if TYPE_CHECKING:
     from lanewise.lane.config import Config
@@ -89,18 +89,13 @@ def show(
     loaded, settings = _load(lane, overrides, config)
     found = _resolve(loaded, settings, machine)
     missing = not_built(found.lane, device_type=found.device_type)
-    try:
-        flops = lane_flops(found.lane)
-    except NotBuiltError as error:
-        flops, uncounted = None, str(error)
-    else:
-        uncounted = ""
+    flops = lane_flops(found.lane)
     if as_json:
         print_json(_show_document(found, flops, missing))
         return
     _print_identity(found)
     typer.echo()
-    _print_flops(flops, uncounted)
+    _print_flops(flops)
     typer.echo()
     _print_features(found)
     if resolved:
@@ -190,14 +185,11 @@ def _resolve(lane: Lane, config: Config | None, machine_class: str | None) -> Re
 
 
 def _show_document(
-    found: ResolvedLane, flops: LaneFlops | None, missing: tuple[str, ...]
+    found: ResolvedLane, flops: LaneFlops, missing: tuple[str, ...]
 ) -> dict[str, Any]:
-    counted = None
-    if flops is not None:
-        counted = {**asdict(flops), "training_flops_per_step": flops.training_flops_per_step}
     return {
         "resolved": found.model_dump(mode="json"),
-        "flops": counted,
+        "flops": {**asdict(flops), "training_flops_per_step": flops.training_flops_per_step},
         "not_built": list(missing),
     }
 
@@ -220,10 +212,7 @@ def _print_identity(found: ResolvedLane) -> None:
     )
 
 
-def _print_flops(flops: LaneFlops | None, uncounted: str) -> None:
-    if flops is None:
-        typer.echo(f"size     not counted: {uncounted}")
-        return
+def _print_flops(flops: LaneFlops) -> None:
     typer.echo(
         f"size     {_si(flops.params_total)} parameters ({_si(flops.params_active)} active) · "
         f"{_si(flops.training_flops_per_token)}FLOP/token · {_si(flops.training_flops_per_step)}FLOP/step "

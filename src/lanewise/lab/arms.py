@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lanewise.errors import NotBuiltError, UsageError
-from lanewise.lane.features import BY_KEY, FEATURES, Feature
-from lanewise.lane.pattern import layer_letters
+from lanewise.lane.features import BY_KEY, FEATURES, Feature, Role
 from lanewise.lane.resolve import find_feature, resolve
 from lanewise.lane.resolved import ResolvedLane
 from lanewise.lane.schema import Lane
@@ -105,9 +104,10 @@ class ArmBuilder:
         return self._described(find_feature(feature), control=self.base(), treated=self.base())
 
     def default_features(self) -> tuple[str, ...]:
-        """Features of a campaign that names none: all that apply and are built, then the stack as a whole."""
-        letters = frozenset(layer_letters(self.lane.model))
-        keys = tuple(f.key for f in FEATURES if f.built and f.applies_to(letters))
+        """Features of a campaign that names none: those screened that apply and are built, then the stack as a whole."""
+        keys = tuple(
+            f.key for f in FEATURES if f.built and f.screened and f.applies_to(self.lane.model)
+        )
         return (*keys, FULL_STACK) if self.design == "leave-one-out" else keys
 
     def _usable(self, key: str) -> Feature:
@@ -117,11 +117,11 @@ class ArmBuilder:
                 f"feature {key!r} is known and not built in this version, so it cannot be measured; "
                 "`lanewise feature list` shows what is built"
             )
-        letters = frozenset(layer_letters(self.lane.model))
-        if not feature.applies_to(letters):
+        reason = feature.why_not(self.lane.model)
+        if reason is not None:
             raise UsageError(
-                f"feature {key!r} changes blocks {'/'.join(sorted(feature.letters))}, and lane "
-                f"{self.lane.name!r} has only {''.join(sorted(letters))}; choose a feature of this lane"
+                f"feature {key!r} cannot be measured on lane {self.lane.name!r}: {reason}; "
+                "choose a feature of this lane"
             )
         return feature
 
@@ -194,12 +194,17 @@ class ArmBuilder:
         return {} if self.design == "leave-one-out" else self._bare_states()
 
     def _bare_states(self) -> dict[str, str]:
-        """Everything off, but for a feature whose op the lane pins by hand: the pin is the user's word."""
-        letters = frozenset(layer_letters(self.lane.model))
+        """Every fast path off, but for one whose op the lane pins by hand: the pin is the user's word.
+
+        Taxes stay as they are: they change what is computed, not how.
+        """
         return {
             f.key: control_state(f)
             for f in FEATURES
-            if f.built and f.applies_to(letters) and not self.lane.ops.keys() & set(feature_ops(f))
+            if f.built
+            and f.role is not Role.TAX
+            and f.applies_to(self.lane.model)
+            and not self.lane.ops.keys() & set(feature_ops(f))
         }
 
     def _resolved(self, states: Mapping[str, str]) -> ResolvedLane:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from lanewise.errors import NotBuiltError
 from lanewise.lane.machine import DeviceType
 from lanewise.lane.pattern import LETTERS, TABLE_OF_LETTER, layer_letters
 from lanewise.lane.schema import Lane
+from lanewise.lane.spec import Spec
 from lanewise.lane.topology import topology_name, world_size
+
+LETTERS_NOT_BUILT = "GD"
+BUILT_VALUES: tuple[tuple[str, str, object], ...] = (
+    ("A", "sparse", None),
+    ("A", "form", "expanded"),
+    ("E", "score_function", "sigmoid"),
+    ("E", "num_expert_groups", 1),
+    ("E", "real_slot_ratio", 1.0),
+    ("E", "shared_expert_gate", False),
+    ("E", "routing_mode", "learned"),
+    ("E", "bias_update", "sign"),
+    ("M", "version", "mamba3"),
+    ("M", "mimo_rank", 1),
+    ("M", "output_norm", False),
+)
+"""Letter, key of its table, and the only value of it that is built."""
 
 
 def not_built(lane: Lane, *, device_type: DeviceType = "cpu") -> tuple[str, ...]:
@@ -36,13 +54,15 @@ def require_built(lane: Lane, *, device_type: DeviceType = "cpu") -> None:
 
 
 def _blocks_not_built(lane: Lane, letters: frozenset[str]) -> Iterator[str]:
-    for letter in sorted(letters - TABLE_OF_LETTER.keys()):
+    for letter in sorted(letters & set(LETTERS_NOT_BUILT)):
         yield f"pattern letter {letter} ({LETTERS[letter]})"
-    model = lane.model
-    if "A" in letters and model.attention and model.attention.sparse:
-        yield "model.attention.sparse (DSA sparse attention)"
-    if "M" in letters and model.mamba and model.mamba.mimo_rank > 1:
-        yield f"model.mamba.mimo_rank = {model.mamba.mimo_rank} (MIMO; 1 is SISO)"
+    for letter, key, built in BUILT_VALUES:
+        table = TABLE_OF_LETTER[letter]
+        spec = getattr(lane.model, table)
+        if letter in letters and spec is not None and getattr(spec, key) != built:
+            value = getattr(spec, key)
+            shown = "" if isinstance(value, Spec) else f" = {json.dumps(value)}"
+            yield f"model.{table}.{key}{shown}"
 
 
 def _model_extras_not_built(lane: Lane) -> Iterator[str]:
@@ -57,6 +77,9 @@ def _run_not_built(lane: Lane, device_type: DeviceType) -> Iterator[str]:
         for key in ("compute", "residual"):
             if getattr(lane.precision, key) != "fp32":
                 yield f"precision.{key} = {getattr(lane.precision, key)} on a CPU"
+    for family, policy in lane.recompute:
+        if policy != "none":
+            yield f"recompute.{family} = {policy}"
     if lane.optimizer.name != "adamw":
         yield f"optimizer.name = {lane.optimizer.name}"
     if lane.data.isolate_documents:

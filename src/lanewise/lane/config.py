@@ -18,9 +18,9 @@ from pydantic import Field, ValidationError
 from lanewise.errors import LaneError, Problem
 from lanewise.lane.features import BY_KEY, Feature, Role
 from lanewise.lane.ledger import Effect, Ledger, LedgerEntry, Scope
-from lanewise.lane.pattern import layer_letters
-from lanewise.lane.schema import Lane, ObservabilitySpec, Spec
+from lanewise.lane.schema import Lane, ObservabilitySpec
 from lanewise.lane.sources import Document, KeyPath, dotted, parse_toml, parse_yaml, read_text
+from lanewise.lane.spec import Spec
 from lanewise.lane.suggest import did_you_mean
 
 TABLES = ("speed_defaults", "experimental_taxes", "observability")
@@ -74,9 +74,8 @@ def apply_config(lane: Lane, config: Config) -> Lane:
     The configuration holds defaults for many lanes, so a state the lane sets wins, and a feature that touches none of
     the lane's blocks is left out.
     """
-    letters = frozenset(layer_letters(lane.model))
     defaults = {
-        key: state for key, state in config.features.items() if BY_KEY[key].applies_to(letters)
+        key: state for key, state in config.features.items() if BY_KEY[key].applies_to(lane.model)
     }
     set_by_lane = lane.observability.model_fields_set
     switches = {key: value for key, value in config.observability.items() if key not in set_by_lane}

@@ -54,15 +54,16 @@ def lane_identity(lane: Lane) -> dict[str, Any]:
     """The tables that decide what is computed: what the lane digest covers and a receipt's `lane.spec` shows.
 
     Left out are names, features, ops, observability, the machine, and paths: of the data only the recipe counts
-    (`stdlib` or `files`, `bytes` or `tokenizer file`); which files they were is the receipt's `data_digest`.
+    (`stdlib` or `files`, `bytes` or `tokenizer file`); which files they were is the receipt's `data_digest`. Absent
+    tables are left out, so that a table added to the schema changes no lane that lacks it.
     """
     tables = lane.model_dump(mode="json")
     data = tables["data"]
     data["source"] = data["source"] if data["source"] == "stdlib" else "files"
     data["tokenizer"] = data["tokenizer"] if data["tokenizer"] == "bytes" else "tokenizer file"
     del tables["topology"]["machine"]
-    kept = ("model", "batch", "data", "optimizer", "precision", "topology", "seed")
-    return {key: tables[key] for key in kept}
+    kept = ("model", "batch", "data", "optimizer", "precision", "recompute", "topology", "seed")
+    return {key: _without_absent(tables[key]) for key in kept}
 
 
 def lane_digest(lane: Lane) -> str:
@@ -72,7 +73,7 @@ def lane_digest(lane: Lane) -> str:
 
 def model_digest(lane: Lane) -> str:
     """Digest of pattern and dimensions only, by which the ledger recognises the same model in another lane."""
-    return digest(lane.model)
+    return digest(lane_identity(lane)["model"])
 
 
 def config_digest(
@@ -84,6 +85,12 @@ def config_digest(
     return digest(
         {"lane": lane_digest_value, "features": feature_states, "ops": op_preferences},
     )
+
+
+def _without_absent(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_absent(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def _encode(value: Any) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from lanewise.lane.pattern import layer_letters
+from lanewise.lane.schema import ModelSpec
+
 
 class Role(enum.StrEnum):
     """What a feature is for, which decides how it is judged."""
@@ -24,62 +27,6 @@ class Role(enum.StrEnum):
     TAX = "tax"
     """Costs step time for quality; opt-in, judged against a budget."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
-    """One row of the article's decision table ("Training speed by feature", feature families)."""
-
-    key: str
-    title: str
-    speed_role: str
-    default_stance: str
-
-
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        key="fused_mamba",
-        title="Fused Mamba path",
-        speed_role="Direct hot-path speed win",
-        default_stance="Default on when the model uses it",
-    ),
-    Family(
-        key="fused_residual",
-        title="Fused residual helpers",
-        speed_role="Repeated small wins that compound",
-        default_stance="Default on",
-    ),
-    Family(
-        key="fused_mla_ingress",
-        title="Narrow MLA ingress fusion",
-        speed_role="Direct local win",
-        default_stance="Default on if validated",
-    ),
-    Family(
-        key="fused_mla_projection",
-        title="Broad MLA projection fusion",
-        speed_role="Conditional / needs repeated proof",
-        default_stance="Keep selective",
-    ),
-    Family(
-        key="fused_moe",
-        title="Fused MoE dispatch and compute",
-        speed_role="Major throughput lever",
-        default_stance="Treat as core optimization",
-    ),
-    Family(
-        key="backend_dispatch",
-        title="Backend bridge / dispatcher",
-        speed_role="Indirect speed enabler",
-        default_stance="Keep centralized",
-    ),
-    Family(
-        key="stp",
-        title="STP and similar aux features",
-        speed_role="Measured tax",
-        default_stance="Keep experimental",
-    ),
-)
-"""The article's seven families, in its order and words; a test pins them."""
 
 Preference = tuple[str, ...]
 """Backends of an op in the order to try; one name alone must run or the run fails; empty is the op's own order."""
@@ -120,6 +67,8 @@ class Feature:
         tax_budget_ratio: largest acceptable step-time ratio of a tax, e.g. 1.01; None for others.
         equal_mathematics: whether both states promise the same loss up to rounding.
         built: whether this version implements it.
+        table: optional table of `[model]` a lane must have for this feature to exist, e.g. `mtp`; None for any lane.
+        screened: whether `ablate` takes it up without being asked for it by name.
     """
 
     key: str
@@ -135,21 +84,60 @@ class Feature:
     equal_mathematics: bool = True
     built: bool = True
     control_name: str = "off"
+    table: str | None = None
+    screened: bool = True
 
     @property
     def states(self) -> tuple[str, ...]:
         """States in declaration order; `off` first."""
         return tuple(self.settings)
 
-    def applies_to(self, pattern_letters: frozenset[str]) -> bool:
-        """Whether a lane with these block letters has anything for this feature to change."""
-        return not self.letters or bool(self.letters & pattern_letters)
+    def applies_to(self, model: ModelSpec) -> bool:
+        """Whether a model has anything for this feature to change."""
+        return self.why_not(model) is None
+
+    def why_not(self, model: ModelSpec) -> str | None:
+        """Why a model has nothing for this feature to change, or None."""
+        if self.table is not None and getattr(model, self.table) is None:
+            return f"it needs the table [model.{self.table}], which the lane does not have"
+        if self.letters and not self.letters & frozenset(layer_letters(model)):
+            blocks = " or ".join(sorted(self.letters))
+            return f"it touches {blocks} blocks and the pattern {model.pattern} has none"
+        return None
 
 
 def _op_switch(
     op: str, *, off: Mapping[str, Preference], on: Mapping[str, Preference]
 ) -> dict[str, Setting]:
     return {"off": Setting(ops={op: off}), "on": Setting(ops={op: on})}
+
+
+def _tax(
+    key: str,
+    title: str,
+    *,
+    control_note: str,
+    letters: str = "",
+    table: str | None = None,
+    built: bool = False,
+) -> Feature:
+    """An opt-in feature that changes what is computed, by a model switch of its own name."""
+    return Feature(
+        key=key,
+        title=title,
+        role=Role.TAX,
+        family="stp",
+        letters=frozenset(letters),
+        settings={"off": Setting(), "on": Setting(model={key: True})},
+        control_note=control_note,
+        default_state="off",
+        stance="experimental, opt-in",
+        tax_budget_ratio=1.01,
+        equal_mathematics=False,
+        built=built,
+        table=table,
+        screened=False,
+    )
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -292,19 +280,21 @@ FEATURES: tuple[Feature, ...] = (
         tax_budget_ratio=1.01,
         equal_mathematics=False,
     ),
-    Feature(
-        key="stp",
-        title="STP (trajectory straightness)",
-        role=Role.TAX,
-        family="stp",
-        letters=frozenset(),
-        settings={"off": Setting(), "on": Setting(model={"stp": True})},
-        control_note="no auxiliary loss",
-        default_state="off",
-        stance="experimental, opt-in",
-        tax_budget_ratio=1.01,
-        equal_mathematics=False,
-        built=False,
+    _tax("stp", "STP (trajectory straightness)", control_note="no auxiliary loss"),
+    _tax(
+        "mtp",
+        "multi-token prediction",
+        control_note="the same trunk without the MTP blocks and their heads",
+        table="mtp",
+    ),
+    _tax("metadata_embeddings", "metadata embeddings", control_note="token embeddings alone"),
+    _tax("engram", "engram branch", control_note="attention without the branch", letters="AG"),
+    _tax("hyper_connections", "hyper-connections (mHC)", control_note="one residual stream"),
+    _tax(
+        "depth_routing",
+        "depth routing (MoD)",
+        control_note="every token passes every block",
+        letters="ED",
     ),
 )
 

@@ -22,12 +22,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from lanewise.errors import LaneError, NotBuiltError
+from lanewise.errors import LaneError
 from lanewise.lane import params
 from lanewise.lane.params import BlockParams
-from lanewise.lane.pattern import LETTERS, TABLE_OF_LETTER, layer_letters
+from lanewise.lane.pattern import TABLE_OF_LETTER, layer_letters
 from lanewise.lane.schema import (
     AttentionSpec,
+    GroupedQuerySpec,
     Lane,
     MambaSpec,
     ModelSpec,
@@ -121,7 +122,6 @@ def lane_flops(lane: Lane) -> LaneFlops:
 
     Raises:
         LaneError: a letter of the pattern has no table.
-        NotBuiltError: a letter has no definition to count yet.
     """
     rows = tuple(_row(component) for component in components(lane))
     batch = lane.batch
@@ -177,12 +177,7 @@ def _layer_components(lane: Lane) -> Iterator[Component]:
     model = lane.model
     counts = Counter(layer_letters(model))
     for letter in counts:
-        table = TABLE_OF_LETTER.get(letter)
-        if table is None:
-            raise NotBuiltError(
-                f"pattern letter {letter} ({LETTERS[letter]}) has no definition to count in this version; "
-                f"use the letters {', '.join(TABLE_OF_LETTER)}"
-            )
+        table = TABLE_OF_LETTER[letter]
         if getattr(model, table) is None:
             raise LaneError(f"model.pattern has {letter}, which needs the table [model.{table}]")
     if model.attention:
@@ -198,6 +193,15 @@ def _layer_components(lane: Lane) -> Iterator[Component]:
         recurrent = params.recurrent_params(model.recurrent, model.hidden_size)
         terms = (_linear(recurrent), _recurrent_core(model.recurrent))
         yield Component(name="recurrent", count=counts["R"], params=recurrent, terms=terms)
+    if model.grouped_query:
+        grouped = params.grouped_query_params(model.grouped_query, model.hidden_size)
+        core = _grouped_query_core(model.grouped_query, causal_keys(lane.batch.sequence_length))
+        yield Component(
+            name="grouped_query", count=counts["G"], params=grouped, terms=(_linear(grouped), core)
+        )
+    if model.mlp:
+        mlp = params.mlp_params(model.mlp, model.hidden_size)
+        yield Component(name="mlp", count=counts["D"], params=mlp, terms=(_linear(mlp),))
 
 
 def _attention_components(
@@ -260,6 +264,10 @@ def _linear(block: BlockParams) -> Term:
 def _attention_core(attention: AttentionSpec, keys: float) -> Term:
     width = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
     return Term(kind="core", forward=2.0 * attention.num_heads * width * keys)
+
+
+def _grouped_query_core(spec: GroupedQuerySpec, keys: float) -> Term:
+    return Term(kind="core", forward=2.0 * spec.num_heads * 2 * spec.head_dim * keys)
 
 
 def _indexer_terms(

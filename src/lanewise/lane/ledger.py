@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lanewise.lane.schema import Spec
+from lanewise.lane.spec import Spec
 
 LedgerSource = Literal["ledger_lane", "ledger_class"]
 

@@ -87,7 +87,14 @@ def preset_names() -> tuple[str, ...]:
         for entry in (files("lanewise.lane") / "presets").iterdir()
         if entry.name.endswith(".toml")
     }
-    order = ("nam56r-tiny", "nam56r-period", "nam56r", "nam56r-4096")
+    order = (
+        "nam56r-tiny",
+        "dense-tiny",
+        "nam52-tiny",
+        "nam56r-period",
+        "nam56r",
+        "nam56r-4096",
+    )
     return (*(name for name in order if name in shipped), *sorted(shipped.difference(order)))
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from lanewise.lane.schema import (
     AttentionSpec,
+    GroupedQuerySpec,
     MambaSpec,
+    MlpSpec,
     MoeSpec,
     MtpSpec,
     NgramEmbeddingSpec,
@@ -135,6 +137,21 @@ def recurrent_params(spec: RecurrentSpec, hidden_size: int) -> BlockParams:
     )
     total = matmul + vectors + hidden_size
     return BlockParams(total=total, active=total, matmul=matmul)
+
+
+def grouped_query_params(spec: GroupedQuerySpec, hidden_size: int) -> BlockParams:
+    """`G`: W_q d×H·D, W_k and W_v d×H_kv·D, W_o H·D×d, with qk_norm two RMSNorms over D."""
+    q_width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    matmul = hidden_size * (2 * q_width + 2 * kv_width)
+    total = matmul + (2 * spec.head_dim if spec.qk_norm else 0) + hidden_size
+    return BlockParams(total=total, active=total, matmul=matmul)
+
+
+def mlp_params(spec: MlpSpec, hidden_size: int) -> BlockParams:
+    """`D`: W_in d×F (2F for swiglu) and W_out F×d."""
+    matrices = 3 if spec.activation == "swiglu" else 2
+    matmul = matrices * hidden_size * spec.mlp_hidden_size
+    return BlockParams(total=matmul + hidden_size, active=matmul + hidden_size, matmul=matmul)
 
 
 def mtp_params(spec: MtpSpec, attention: AttentionSpec, hidden_size: int) -> BlockParams:

@@ -12,7 +12,7 @@ LETTERS: Mapping[str, str] = MappingProxyType(
     {
         "A": "attention (MLA, dense or sparse)",
         "E": "mixture of experts",
-        "M": "Mamba-3",
+        "M": "Mamba",
         "R": "M2RNN recurrence",
         "G": "grouped-query attention",
         "D": "dense MLP",
@@ -21,9 +21,16 @@ LETTERS: Mapping[str, str] = MappingProxyType(
 """Every letter a pattern may hold."""
 
 TABLE_OF_LETTER: Mapping[str, str] = MappingProxyType(
-    {"A": "attention", "E": "moe", "M": "mamba", "R": "recurrent"}
+    {
+        "A": "attention",
+        "E": "moe",
+        "M": "mamba",
+        "R": "recurrent",
+        "G": "grouped_query",
+        "D": "mlp",
+    }
 )
-"""The table of `[model]` that each block reads; a letter missing here is known and not built."""
+"""The table of `[model]` that each block reads."""
 
 
 def fault(pattern: str) -> str | None:

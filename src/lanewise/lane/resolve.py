@@ -18,7 +18,6 @@ from lanewise.lane.digest import config_digest, lane_digest, model_digest
 from lanewise.lane.features import BY_KEY, FEATURES, Feature, Preference
 from lanewise.lane.ledger import Ledger, LedgerSource
 from lanewise.lane.names import canonical_name
-from lanewise.lane.pattern import layer_letters
 from lanewise.lane.resolved import FeatureDecision, FeatureSource, ResolvedLane
 from lanewise.lane.schema import Lane
 from lanewise.lane.suggest import did_you_mean
@@ -72,12 +71,11 @@ def resolve(
         model_digest=model_digest(lane),
         machine_class=machine_class,
     )
-    letters = frozenset(layer_letters(lane.model))
-    _check_applicable(lane, overrides, letters)
+    _check_applicable(lane, overrides)
     decisions = tuple(
         _decide(feature, lane.features, overrides, ask_ledger)
         for feature in FEATURES
-        if feature.applies_to(letters)
+        if feature.applies_to(lane.model)
     )
     op_preferences = _op_preferences(decisions, device_type)
     _check_pins_against_overrides(lane.ops, overrides)
@@ -198,15 +196,14 @@ def _check_ops(ops: Mapping[str, str]) -> None:
             raise LaneError(f"ops.{op}: no op '{op}'. {did_you_mean(op, OP_NAMES)}")
 
 
-def _check_applicable(lane: Lane, overrides: Mapping[str, str], letters: frozenset[str]) -> None:
+def _check_applicable(lane: Lane, overrides: Mapping[str, str]) -> None:
     wanted = {key: state for key, state in lane.features.items() if state != "off"}
     for key, state in {**wanted, **overrides}.items():
         feature = BY_KEY[key]
-        if not feature.applies_to(letters):
-            blocks = " or ".join(sorted(feature.letters))
+        reason = feature.why_not(lane.model)
+        if reason is not None:
             raise LaneError(
-                f"feature {key} = '{state}' was asked for, but it touches {blocks} blocks and the pattern "
-                f"{lane.model.pattern} of lane '{lane.name}' has none; remove the setting"
+                f"feature {key} = '{state}' was asked for on lane '{lane.name}', but {reason}; remove the setting"
             )
 
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from lanewise.lane.schema import Lane, Spec
+from lanewise.lane.schema import Lane
+from lanewise.lane.spec import Spec
 
 FeatureSource = Literal["explicit", "ledger_lane", "ledger_class", "stance", "ablation"]
 """Who decided a feature's state, in falling priority; `ablation` is an arm of a campaign."""

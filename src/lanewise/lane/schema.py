@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+from lanewise.lane.spec import NonNegativeFloat, NonNegativeInt, Ratio, Spec
+from lanewise.lane.taxes import (
+    DepthRoutingSpec,
+    EngramSpec,
+    HyperConnectionsSpec,
+    MetadataEmbeddingsSpec,
+    StpSpec,
+)
+
 FeatureState = str
-
-
-class Spec(BaseModel):
-    """Base of every table of a lane: immutable, strict about unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Activation = Literal["gelu", "swiglu", "relu2"]
+RecomputePolicy = Literal["none", "selective", "full"]
 
 
 class SparseAttentionSpec(Spec):
@@ -32,8 +34,12 @@ class SparseAttentionSpec(Spec):
     layer_ranks: tuple[NonNegativeInt, ...]
     """Ranks among the A layers (0-based) that are sparse; the others stay dense."""
     full_ranks: tuple[NonNegativeInt, ...]
-    """Ranks among the sparse layers (0-based) that compute the index; the others reuse the nearest earlier one."""
+    """Ranks among the sparse layers (0-based) that compute the index; the others reuse the nearest earlier one. A layer
+    without an earlier one is promoted to computing its own."""
     indexer_loss_coefficient: NonNegativeFloat = 1e-3
+    """Weight of the KL loss that trains the indexer; 0 leaves the indexer untrained and its backward out."""
+    stage: Literal["sparse", "dense_warmup"] = "sparse"
+    """`dense_warmup` attends densely and trains the indexers alone, everything else frozen."""
 
 
 class AttentionSpec(Spec):
@@ -46,7 +52,27 @@ class AttentionSpec(Spec):
     qk_rope_head_dim: PositiveInt
     v_head_dim: PositiveInt
     rope_theta: PositiveFloat = 500_000.0
+    form: Literal["expanded", "absorbed"] = "expanded"
+    """How dense layers compute the core: keys and values per head, or in the latent space; equal up to rounding."""
     sparse: SparseAttentionSpec | None = None
+
+
+class GroupedQuerySpec(Spec):
+    """`G`: grouped-query attention with RoPE over the whole head."""
+
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    rope_theta: PositiveFloat = 500_000.0
+    qk_norm: bool = False
+    """RMSNorm over the head dim of q and k before the rotation."""
+
+
+class MlpSpec(Spec):
+    """`D`: dense MLP."""
+
+    mlp_hidden_size: PositiveInt
+    activation: Activation = "swiglu"
 
 
 class MoeSpec(Spec):
@@ -56,8 +82,20 @@ class MoeSpec(Spec):
     top_k: PositiveInt
     expert_hidden_size: PositiveInt
     shared_expert_hidden_size: NonNegativeInt
-    activation: Literal["gelu", "swiglu", "relu2"] = "gelu"
+    activation: Activation = "gelu"
+    score_function: Literal["sigmoid", "softmax"] = "sigmoid"
+    num_expert_groups: PositiveInt = 1
+    top_k_groups: PositiveInt = 1
+    """Groups a token may choose from, by the sum of their two best scores; equal to num_expert_groups is no limit."""
+    real_slot_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """ρ: below 1, null slots join the choice (⌊E(1−ρ)/ρ⌋ of them, ⌈k/ρ⌉ picks) and picks of them compute nothing."""
+    shared_expert_gate: bool = False
+    """Multiply the shared expert's output by σ(w·x)."""
+    routing_mode: Literal["learned", "forced_balanced", "replayed"] = "learned"
+    """`forced_balanced` deals tokens to experts in turn, `replayed` takes recorded choices; gates stay learned."""
     routed_scaling_factor: PositiveFloat = 1.0
+    bias_update: Literal["sign", "ema"] = "sign"
+    """± a fixed step by the sign of the load error (DeepSeek-V3), or a clipped moving average of the error."""
     bias_update_rate: NonNegativeFloat = 1e-3
     aux_loss_coefficient: NonNegativeFloat = 1e-4
     """Weight of the load-balance loss when the tax `extra_aux_losses` is on."""
@@ -66,8 +104,9 @@ class MoeSpec(Spec):
 
 
 class MambaSpec(Spec):
-    """`M`: Mamba-3, exponential-trapezoidal, rotated state, no convolution."""
+    """`M`: Mamba-3, exponential-trapezoidal, rotated state, no convolution; or Mamba-2 (SSD)."""
 
+    version: Literal["mamba3", "mamba2"] = "mamba3"
     num_heads: PositiveInt
     head_dim: PositiveInt
     state_size: PositiveInt
@@ -77,6 +116,10 @@ class MambaSpec(Spec):
     rope_fraction: Ratio = 0.5
     chunk_size: PositiveInt = 64
     decay_map: Literal["reciprocal", "softplus"] = "reciprocal"
+    output_norm: bool = False
+    """RMSNorm per head before the gate (Mamba-3) instead of the gate alone; Mamba-2 always has its gated norm."""
+    conv_kernel_size: PositiveInt = 4
+    """Taps of Mamba-2's convolution; Mamba-3 has none."""
     dt_min: PositiveFloat = 1e-3
     dt_max: PositiveFloat = 1e-1
     dt_floor: PositiveFloat = 1e-4
@@ -95,11 +138,18 @@ class RecurrentSpec(Spec):
 
 
 class MtpSpec(Spec):
-    """Multi-token prediction: `depth` extra blocks of attention and dense MLP, each with its head."""
+    """Multi-token prediction: depth j embeds x[t+j] and predicts x[t+j+1] with a block of dense attention and MLP.
+
+    The head is the model's own. Depth j weighs decay^(j−1) ÷ Σ decay^(i−1), times `loss_weight`.
+    """
 
     depth: PositiveInt
     mlp_hidden_size: PositiveInt
+    activation: Activation = "gelu"
+    sharing: Literal["per_depth", "shared"] = "per_depth"
+    """Own weights for every depth (Megatron, DeepSeek-V3), or one block applied `depth` times (FastMTP)."""
     loss_weight: NonNegativeFloat = 0.3
+    loss_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
 
 
 class NgramEmbeddingSpec(Spec):
@@ -125,8 +175,15 @@ class ModelSpec(Spec):
     moe: MoeSpec | None = None
     mamba: MambaSpec | None = None
     recurrent: RecurrentSpec | None = None
+    grouped_query: GroupedQuerySpec | None = None
+    mlp: MlpSpec | None = None
     mtp: MtpSpec | None = None
     ngram_embedding: NgramEmbeddingSpec | None = None
+    stp: StpSpec = StpSpec()
+    engram: EngramSpec = EngramSpec()
+    hyper_connections: HyperConnectionsSpec = HyperConnectionsSpec()
+    depth_routing: DepthRoutingSpec = DepthRoutingSpec()
+    metadata_embeddings: MetadataEmbeddingsSpec = MetadataEmbeddingsSpec()
 
 
 class BatchSpec(Spec):
@@ -150,9 +207,15 @@ class DataSpec(Spec):
 
 
 class OptimizerSpec(Spec):
-    """AdamW with cosine decay after a linear warm-up; weight decay on matrices only."""
+    """Cosine decay after a linear warm-up; weight decay on matrices only.
+
+    `muon` updates matrices (experts as one batch) and leaves embeddings, head and vectors to AdamW.
+    """
 
     name: Literal["adamw", "muon"] = "adamw"
+    muon_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    muon_num_iterations: PositiveInt = 5
+    """Newton-Schulz iterations of every update."""
     learning_rate: PositiveFloat = 3e-4
     min_learning_rate: NonNegativeFloat = 3e-5
     warmup_steps: NonNegativeInt = 0
@@ -191,6 +254,21 @@ class TopologySpec(Spec):
     etp: PositiveInt = 1
 
 
+class RecomputeSpec(Spec):
+    """What each block family computes again in the backward pass instead of keeping it.
+
+    `full` keeps a sub-layer's input only; `selective` keeps the results of matrix products and scans as well.
+    """
+
+    attention: RecomputePolicy = "none"
+    moe: RecomputePolicy = "none"
+    mamba: RecomputePolicy = "none"
+    recurrent: RecomputePolicy = "none"
+    grouped_query: RecomputePolicy = "none"
+    mlp: RecomputePolicy = "none"
+    mtp: RecomputePolicy = "none"
+
+
 class ObservabilitySpec(Spec):
     """The three switches of the article's `observability` table. Not part of the lane digest."""
 
@@ -211,6 +289,7 @@ class Lane(Spec):
     data: DataSpec = DataSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     precision: PrecisionSpec = PrecisionSpec()
+    recompute: RecomputeSpec = RecomputeSpec()
     topology: TopologySpec = TopologySpec()
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""

@@ -7,6 +7,8 @@ by what the model feeds in and nothing here branches on it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -15,18 +17,48 @@ from torch import Tensor, nn
 
 _KEEP_FP32 = "lanewise_keep_fp32"
 _NO_WEIGHT_DECAY = "lanewise_no_weight_decay"
+NO_LOSSES: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Context(NamedTuple):
+    """What a sub-layer is told beside its input.
+
+    Attributes:
+        document_ids: int64 [B, T], rising by one where a document begins inside a row; None when a row is one document.
+        key_ids: int64 [B, T, k], keys selected by the nearest earlier layer with an indexer (−1 pads); positions count
+            from the start of the row, or of the generated text.
+        expert_ids: int64 [S, k], routing to follow instead of choosing, or None.
+    """
+
+    document_ids: Tensor | None = None
+    key_ids: Tensor | None = None
+    expert_ids: Tensor | None = None
+
+
+NO_CONTEXT = Context()
 
 
 class BlockOutput(NamedTuple):
     """Result of one sub-layer.
 
+    Everything a layer tells others or its counters is returned, never kept in the module: a layer that is computed
+    again in the backward pass then does no harm.
+
     Attributes:
         delta: [B, T, d], to be added to the residual stream.
-        aux_loss: fp32 scalar already weighted, or None when the block has no auxiliary loss.
+        aux_losses: name → fp32 scalar already weighted.
+        key_ids: the keys this layer selected, for later layers; None when it selects none.
+        expert_ids: int64 [S, k], the routing that was followed; None without experts.
     """
 
     delta: Tensor
-    aux_loss: Tensor | None = None
+    aux_losses: Mapping[str, Tensor] = NO_LOSSES
+    key_ids: Tensor | None = None
+    expert_ids: Tensor | None = None
+
+
+BlockState = tuple[Tensor, ...]
+"""What a sub-layer carries from token to token in decoding; a NamedTuple of the block, never changed in place."""
 
 
 class Block(nn.Module):
@@ -43,6 +75,27 @@ class Block(nn.Module):
             generator: CPU generator, the only source of randomness.
         """
         raise NotImplementedError
+
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
+        """Transform whole rows [B, T, d], as in training."""
+        raise NotImplementedError
+
+    def extend(
+        self, x: Tensor, state: BlockState | None, context: Context = NO_CONTEXT
+    ) -> tuple[BlockOutput, BlockState]:
+        """Transform the next T ≥ 1 tokens of B texts, given what came before; a prefill when nothing did.
+
+        `extend` over a text in any pieces equals `forward` over the whole up to rounding.
+
+        Args:
+            x: [B, T, d].
+            state: what the last call returned, or None at the start of the texts.
+            context: `key_ids` only; a text is one document.
+        """
+        raise NotImplementedError
+
+    def observe(self, output: BlockOutput) -> None:
+        """Count what a training step must remember of this output, e.g. tokens per expert; once per micro-batch."""
 
 
 class Linear(nn.Module):

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from lanewise.lane.schema import MambaSpec
 from lanewise.models.layers import (
+    NO_CONTEXT,
     Block,
     BlockOutput,
+    Context,
     Linear,
     RMSNorm,
     init_dt_bias,
@@ -70,7 +72,7 @@ class Mamba(Block):
             generator=generator,
         )
 
-    def forward(self, x: Tensor) -> BlockOutput:
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> BlockOutput:  # noqa: ARG002
         """Scan [B, T, d] causally."""
         spec = self.spec
         batch, length, _ = x.shape

@@ -19,7 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise.lane.schema import MoeSpec
-from lanewise.models.layers import Block, BlockOutput, Linear, init_normal, keep_fp32
+from lanewise.models.layers import (
+    NO_CONTEXT,
+    NO_LOSSES,
+    Block,
+    BlockOutput,
+    Context,
+    Linear,
+    init_normal,
+    keep_fp32,
+)
 from lanewise.ops.opset import OpSet
 
 
@@ -72,7 +81,7 @@ class MixtureOfExperts(Block):
             init_normal(self.shared_in.weight, std, generator)
             init_normal(self.shared_out.weight, output_std, generator)
 
-    def forward(self, x: Tensor) -> BlockOutput:
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> BlockOutput:  # noqa: ARG002
         """Route and transform [B, T, d]."""
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.router(tokens.to(self.router.weight.dtype))
@@ -80,9 +89,6 @@ class MixtureOfExperts(Block):
         expert_ids = torch.topk(scores.detach() + self.bias, self.spec.top_k, dim=-1).indices
         selected = scores.gather(-1, expert_ids)
         gates = selected / selected.sum(-1, keepdim=True) * self.spec.routed_scaling_factor
-        load = count_assignments(expert_ids, self.spec.num_experts)
-        if self.training:
-            self.load += load
         output = self.ops.moe_experts(
             tokens,
             expert_ids,
@@ -94,15 +100,26 @@ class MixtureOfExperts(Block):
         if self.shared_in is not None and self.shared_out is not None:
             hidden = activate(self.shared_in(tokens), self.spec.activation)
             output = output + self.shared_out(hidden)
-        aux_loss = self._aux_loss(logits, scores, load) if self.extra_aux_losses else None
-        return BlockOutput(output.view_as(x), aux_loss)
+        aux_losses = (
+            self._aux_losses(logits, scores, expert_ids) if self.extra_aux_losses else NO_LOSSES
+        )
+        return BlockOutput(output.view_as(x), aux_losses, expert_ids=expert_ids)
 
-    def _aux_loss(self, logits: Tensor, scores: Tensor, load: Tensor) -> Tensor:
+    def observe(self, output: BlockOutput) -> None:
+        """Count the assignments of a micro-batch."""
+        if output.expert_ids is not None:
+            self.load += count_assignments(output.expert_ids, self.spec.num_experts)
+
+    def _aux_losses(self, logits: Tensor, scores: Tensor, expert_ids: Tensor) -> dict[str, Tensor]:
+        load = count_assignments(expert_ids, self.spec.num_experts)
         share = load.to(scores.dtype) / load.sum()
         probability = (scores / scores.sum(-1, keepdim=True)).mean(0)
         balance = self.spec.num_experts * (share * probability).sum()
         z = torch.logsumexp(logits, dim=-1).square().mean()
-        return self.spec.aux_loss_coefficient * balance + self.spec.z_loss_coefficient * z
+        return {
+            "load_balance": self.spec.aux_loss_coefficient * balance,
+            "router_z": self.spec.z_loss_coefficient * z,
+        }
 
     @torch.no_grad()
     def update_bias(self) -> Tensor:

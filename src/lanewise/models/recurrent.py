@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from lanewise.lane.schema import RecurrentSpec
 from lanewise.models.layers import (
+    NO_CONTEXT,
     Block,
     BlockOutput,
+    Context,
     Linear,
     RMSNorm,
     init_dt_bias,
@@ -79,7 +81,7 @@ class Recurrent(Block):
             self.dt_bias, dt_min=DT_MIN, dt_max=DT_MAX, dt_floor=DT_FLOOR, generator=generator
         )
 
-    def forward(self, x: Tensor) -> BlockOutput:
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> BlockOutput:  # noqa: ARG002
         """Recur over [B, T, d] causally."""
         spec = self.spec
         batch, length, _ = x.shape

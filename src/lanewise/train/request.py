@@ -19,7 +19,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from lanewise.lane.resolved import ResolvedLane
-from lanewise.lane.schema import Spec
+from lanewise.lane.spec import Spec
 from lanewise.receipts.schema import Experiment
 
 
