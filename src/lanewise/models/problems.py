@@ -29,7 +29,13 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
         nope, rope = attention.qk_nope_head_dim, attention.qk_rope_head_dim
         value = {"D_v": attention.v_head_dim}
         dims["mla_ingress"] = {**rows_and_heads, "D_n": nope, "D_r": rope, **value}
-        dims["attention_core"] = {**rows_and_heads, "D_qk": nope + rope, **value}
+        dims["attention_core"] = {
+            **rows_and_heads,
+            "H_kv": attention.num_heads,
+            "D_qk": nope + rope,
+            **value,
+            "documents": int(lane.data.isolate_documents),
+        }
     if "E" in letters and (moe := model.moe) is not None:
         dims["moe_experts"] = {
             **tokens,
