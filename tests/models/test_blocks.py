@@ -3,22 +3,9 @@
 import pytest
 import torch
 
-from lanewise.models.assemble import build_block
-from tests.models.micro import micro_lane, reference_ops
+from tests.models.micro import block_of, inputs
 
 LETTERS = "AEMR"
-
-
-def block_of(letter: str, seed: int = 0, **changes: object) -> torch.nn.Module:
-    lane = micro_lane(model__pattern=letter, model__num_layers=1, **changes)
-    block = build_block(letter, lane, model_switches={}, ops=reference_ops(lane))
-    block.reset_parameters(std=0.4, output_std=0.4, generator=torch.Generator().manual_seed(seed))
-    return block.double()
-
-
-def inputs(length: int = 4, seed: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, length, 12, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("letter", LETTERS)
@@ -87,6 +74,7 @@ def test_attention_sees_only_differences_of_positions() -> None:
     x = inputs(6)
     with torch.no_grad():
         at_start = block(x).delta
-        block.mla.cos, block.mla.sin = block.mla.cos.roll(-3, 0), block.mla.sin.roll(-3, 0)
+        rope = block.mla.rope
+        rope.cos, rope.sin = rope.cos.roll(-3, 0), rope.sin.roll(-3, 0)
         shifted = block(x).delta
     torch.testing.assert_close(shifted, at_start, rtol=1e-5, atol=1e-6)  # the table is fp32
