@@ -91,10 +91,9 @@ class MlaProjections(nn.Module):
         Returns:
             [B, T, H, C+D_r].
         """
-        spec = self.spec
-        q_nope, q_rope = queries.split([spec.qk_nope_head_dim, spec.qk_rope_head_dim], dim=-1)
-        rotated = rotate(q_rope, cos[:, None], sin[:, None])
-        return torch.cat([self.absorb(q_nope), rotated], dim=-1)
+        num_nope = self.spec.qk_nope_head_dim
+        rotated = rotate(queries[..., num_nope:], cos[:, None], sin[:, None])
+        return torch.cat([self.absorb(queries[..., :num_nope]), rotated], dim=-1)
 
     def latent_keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[c | R(k_rope)], the one key head of the absorbed form; its first C dims are the values.
