@@ -77,9 +77,6 @@ def _run_not_built(lane: Lane, device_type: DeviceType) -> Iterator[str]:
         for key in ("compute", "residual"):
             if getattr(lane.precision, key) != "fp32":
                 yield f"precision.{key} = {getattr(lane.precision, key)} on a CPU"
-    for family, policy in lane.recompute:
-        if policy != "none":
-            yield f"recompute.{family} = {policy}"
     if lane.optimizer.name != "adamw":
         yield f"optimizer.name = {lane.optimizer.name}"
     if lane.data.isolate_documents:

@@ -21,7 +21,7 @@ from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
-from lanewise.parallel import compile_regions
+from lanewise.parallel import compile_regions, recompute
 from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
@@ -127,13 +127,14 @@ class Run:
         self.model = HybridModel(lane, model_switches=resolved.model_switches, ops=self.ops)
         self.model.reset_parameters(torch.Generator().manual_seed(lane.seed))
         self.model.to(device).train()
+        compiled = resolved.runtime_switches.get("regional_compile", False)
+        recompute.apply(self.model, lane.recompute, compiled=compiled)
         self._optimizer = self.ops.optimizer_step(
             parameter_groups(self.model, lane.optimizer),
             lane.optimizer.learning_rate,
             lane.optimizer.betas,
             lane.optimizer.eps,
         )
-        compiled = resolved.runtime_switches.get("regional_compile", False)
         self._loop = TrainingLoop(
             model=self.model,
             optimizer=self._optimizer,
