@@ -89,7 +89,7 @@ class Run:
         host_allocator: str = "the C library's default",
     ) -> None:
         resolved = request.resolved
-        require_built(resolved.lane, device_type=resolved.device_type)
+        require_built(resolved.lane)
         self.request = request
         self.lane = resolved.lane
         self._created_at = today().isoformat(timespec="seconds").replace("+00:00", "Z")
