@@ -35,7 +35,6 @@ def test_the_tiny_lane_is_built() -> None:
             "model.ngram_embedding",
         ),
         (["optimizer.name=muon"], "optimizer.name = muon"),
-        (["data.isolate_documents=true"], "data.isolate_documents = true"),
         (["topology.dp_shard=2"], "topology dp2 (2 processes)"),
     ],
 )

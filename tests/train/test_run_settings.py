@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from lanewise.lane.schema import Lane
+from lanewise.models import model
+from lanewise.models.model import count_documents
 from lanewise.receipts.schema import RunReceipt, StepSeries
 from lanewise.receipts.store import Store
 from lanewise.train.run import Run
@@ -35,3 +38,27 @@ def test_recompute_changes_no_loss_and_is_recorded(tmp_path: Path, policy: str) 
     assert again.routing == plain.routing
     assert again.lane.spec["recompute"]["mamba"] == policy
     assert again.lane.digest != plain.lane.digest
+
+
+def test_documents_of_the_corpus_reach_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[list[int]]] = []
+
+    def counted(document_ids: torch.Tensor) -> torch.Tensor:
+        seen.append(document_ids.tolist())
+        return count_documents(document_ids)
+
+    monkeypatch.setattr(model, "count_documents", counted)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.txt").write_text(f"document {name}. " * 4, encoding="utf-8")
+    lane = micro_lane(data__isolate_documents=True)
+    run = Run(micro_request(tmp_path, lane, data_path=str(folder)))
+    for _ in range(8):
+        run.step()
+    assert len(seen) == 8
+    rows = [row for batch in seen for row in batch]
+    assert any(len(set(row)) == 2 for row in rows)
+    assert {document for row in rows for document in row} == {0, 1, 2}

@@ -74,8 +74,6 @@ def _model_extras_not_built(lane: Lane) -> Iterator[str]:
 def _run_not_built(lane: Lane) -> Iterator[str]:
     if lane.optimizer.name != "adamw":
         yield f"optimizer.name = {lane.optimizer.name}"
-    if lane.data.isolate_documents:
-        yield "data.isolate_documents = true"
     processes = world_size(lane.topology)
     if processes > 1 or lane.topology.nodes > 1:
         yield f"topology {topology_name(lane.topology)} ({processes} processes)"

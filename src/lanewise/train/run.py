@@ -143,6 +143,7 @@ class Run:
             accumulation_steps=lane.batch.gradient_accumulation_steps,
             goodput=self.goodput,
             measure=measure,
+            isolate_documents=lane.data.isolate_documents,
             graphs_compiled=compile_regions.graphs_compiled if compiled else None,
             clock=self._clock,
         )
@@ -164,7 +165,9 @@ class Run:
         tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         loads = [buffer for name, buffer in self.model.named_buffers() if name.endswith("load")]
         before = [load.clone() for load in loads]
-        self.model(tokens, tokens).total.backward()
+        # Called as a training step will call it, or the first step would compile again.
+        document_ids = tokens if self.lane.data.isolate_documents else None
+        self.model(tokens, tokens, document_ids=document_ids).total.backward()
         self._optimizer.zero_grad(set_to_none=True)
         for load, value in zip(loads, before, strict=True):
             load.copy_(value)
