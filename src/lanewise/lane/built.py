@@ -14,7 +14,6 @@ from lanewise.lane.topology import topology_name, world_size
 
 LETTERS_NOT_BUILT = "GD"
 BUILT_VALUES: tuple[tuple[str, str, object], ...] = (
-    ("A", "sparse", None),
     ("A", "form", "expanded"),
     ("E", "score_function", "sigmoid"),
     ("E", "num_expert_groups", 1),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from lanewise.lane.index_layers import attends_densely
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import ModelSpec
 
@@ -103,6 +104,8 @@ class Feature:
         if self.letters and not self.letters & frozenset(layer_letters(model)):
             blocks = " or ".join(sorted(self.letters))
             return f"it touches {blocks} blocks and the pattern {model.pattern} has none"
+        if self.letters == {"A"} and not attends_densely(model):
+            return "it touches dense attention and every A layer of the lane is sparse"
         return None
 
 

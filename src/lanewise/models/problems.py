@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lanewise.lane.index_layers import attends_densely
 from lanewise.lane.pattern import layer_letters
-from lanewise.lane.schema import Lane
+from lanewise.lane.schema import AttentionSpec, Lane, SparseAttentionSpec
 from lanewise.models.mamba import num_angles
 from lanewise.ops.spec import Problem
 
@@ -28,8 +29,11 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
         rows_and_heads = {"B": rows, "T": length, "H": attention.num_heads}
         nope, rope = attention.qk_nope_head_dim, attention.qk_rope_head_dim
         value = {"D_v": attention.v_head_dim}
-        dims["mla_ingress"] = {**rows_and_heads, "D_n": nope, "D_r": rope, **value}
-        dims["attention_core"] = {**rows_and_heads, "D_qk": nope + rope, **value}
+        if attends_densely(model):
+            dims["mla_ingress"] = {**rows_and_heads, "D_n": nope, "D_r": rope, **value}
+            dims["attention_core"] = {**rows_and_heads, "D_qk": nope + rope, **value}
+        if attention.sparse is not None:
+            dims |= _sparse_dims(attention, attention.sparse, rows_and_heads)
     if "E" in letters and (moe := model.moe) is not None:
         dims["moe_experts"] = {
             **tokens,
@@ -62,3 +66,29 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
         )
         for op, sizes in dims.items()
     }
+
+
+def _sparse_dims(
+    attention: AttentionSpec, sparse: SparseAttentionSpec, rows_and_heads: dict[str, int]
+) -> dict[str, dict[str, int]]:
+    """The problems of sparse layers; which of them a layer poses depends on the stage and on whether it is trained."""
+    rows, length = rows_and_heads["B"], rows_and_heads["T"]
+    latent, rope = attention.kv_lora_rank, attention.qk_rope_head_dim
+    index = {
+        "B": rows,
+        "T": length,
+        "H_I": sparse.index_num_heads,
+        "D_I": sparse.index_head_dim,
+    }
+    if sparse.stage == "dense_warmup":
+        return {
+            "indexer_warmup_loss": {**index, "H": attention.num_heads, "D": latent + rope},
+        }
+    selected = {"k": min(sparse.top_k, length)}
+    dims = {
+        "index_topk": {**index, **selected},
+        "sparse_attention": {**rows_and_heads, "C": latent, "D_r": rope, **selected},
+    }
+    if sparse.indexer_loss_coefficient > 0:
+        dims["indexer_loss"] = {**index, **selected}
+    return dims
