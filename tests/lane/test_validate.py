@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lanewise.errors import LaneError
-from lanewise.lane.load import load_lane
+from lanewise.lane.load import load_lane, preset_names
 from lanewise.lane.rules import faults
 
 
@@ -144,9 +144,7 @@ def test_bad_sparse_and_mtp_settings(overrides: list[str], expected: str) -> Non
     assert any(expected in line for line in lines), lines
 
 
-@pytest.mark.parametrize(
-    "name", ["nam56r-tiny", "nam56r-period", "nam56r", "nam56r-4096", "dense-tiny", "nam52-tiny"]
-)
+@pytest.mark.parametrize("name", preset_names())
 def test_presets_break_no_rule(name: str) -> None:
     assert list(faults(load_lane(name))) == []
 
