@@ -39,6 +39,7 @@ FAMILY_OF_COMPONENT = {
     "grouped_query": "grouped_query",
     "mlp": "mlp",
     "mtp_block": "mtp",
+    "mtp_block_reused": "mtp",
 }
 """Component → its key in `[recompute]`."""
 

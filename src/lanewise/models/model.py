@@ -38,6 +38,7 @@ from lanewise.models.residual import ResidualStream
 from lanewise.models.stp import TrajectoryPenalty
 from lanewise.ops.opset import OpSet
 
+
 class Loss(NamedTuple):
     """Loss of one micro-batch, fp32 scalars.
 
@@ -53,6 +54,12 @@ class Loss(NamedTuple):
     cross_entropy: Tensor
     parts: Mapping[str, Tensor]
     unweighted: Mapping[str, Tensor] = NO_LOSSES
+
+    def detach(self) -> Loss:
+        """The same values, cut from the graph."""
+        parts = {name: part.detach() for name, part in self.parts.items()}
+        unweighted = {name: loss.detach() for name, loss in self.unweighted.items()}
+        return Loss(self.total.detach(), self.cross_entropy.detach(), parts, unweighted)
 
 
 class Trunk(NamedTuple):
@@ -155,6 +162,11 @@ class HybridModel(nn.Module):
     def layers(self) -> list[Block]:
         """The blocks, typed."""
         return [block for block in self.blocks if isinstance(block, Block)]
+
+    @property
+    def sub_layers(self) -> list[Block]:
+        """Every block: those of the layers, then those of the MTP depths."""
+        return [*self.layers, *(self.mtp.sub_layers if self.mtp is not None else ())]
 
     def forward(
         self,

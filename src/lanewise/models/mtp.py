@@ -169,14 +169,23 @@ class MultiTokenPrediction(nn.Module):
         self, *, std: float, output_std: float, generator: torch.Generator
     ) -> None:
         """Draw start values in place; arguments as `Block.reset_parameters`."""
-        for depth in self.depths[: len(self.blocks)]:
-            depth.reset_parameters(std=std, output_std=output_std, generator=generator)
+        for block in self._blocks:
+            block.reset_parameters(std=std, output_std=output_std, generator=generator)
 
     @property
     def depths(self) -> tuple[MtpDepth, ...]:
         """The block of depth 1, 2, … K; the same one K times when they share it."""
-        blocks = tuple(block for block in self.blocks if isinstance(block, MtpDepth))
+        blocks = self._blocks
         return blocks if len(blocks) == self.num_depths else blocks * self.num_depths
+
+    @property
+    def sub_layers(self) -> tuple[Block, ...]:
+        """Attention and MLP of every block, each once."""
+        return tuple(sub_layer for block in self._blocks for sub_layer in block.sub_layers)
+
+    @property
+    def _blocks(self) -> tuple[MtpDepth, ...]:
+        return tuple(block for block in self.blocks if isinstance(block, MtpDepth))
 
     def forward(
         self,

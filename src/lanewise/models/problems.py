@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import Lane
 from lanewise.models.mamba import num_angles
 from lanewise.ops.spec import Problem
 
 
-def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
-    """Op → the problem its call sites pose; only ops that this lane's pattern runs.
+def lane_problems(
+    lane: Lane, device_type: str, model_switches: Mapping[str, bool] = MappingProxyType({})
+) -> dict[str, Problem]:
+    """Op → the problem its call sites pose; only ops that this lane's pattern, and its MTP block, run.
 
     Args:
         lane: a validated lane.
         device_type: `cpu` or `cuda`.
+        model_switches: features read at assembly.
     """
     model, batch = lane.model, lane.batch
     letters = set(layer_letters(model))
+    if model_switches.get("mtp"):
+        letters.add("G" if model.attention is None else "A")
     length, rows = batch.sequence_length, batch.micro_batch_size
     tokens = {"S": rows * length, "d": model.hidden_size}
     dims: dict[str, dict[str, int]] = {
