@@ -10,17 +10,14 @@ def test_the_tiny_lane_is_built() -> None:
     require_built(load_lane("nam56r-tiny"))
 
 
+def test_a_dense_lane_is_built() -> None:
+    assert not_built(load_lane("dense-tiny")) == ()
+    assert not_built(load_lane("nam56r-tiny", ["model.attention.form=absorbed"])) == ()
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (
-            [
-                "model.pattern=AEG",
-                "model.grouped_query={num_heads=4, num_kv_heads=2, head_dim=32}",
-            ],
-            "pattern letter G",
-        ),
-        (["model.pattern=AED", "model.mlp={mlp_hidden_size=256}"], "pattern letter D"),
         (
             [
                 "model.attention.sparse={top_k=8, index_num_heads=2, index_head_dim=8, "

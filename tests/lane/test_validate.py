@@ -153,3 +153,21 @@ def test_presets_break_no_rule(name: str) -> None:
 def test_letters_without_their_table_are_refused(letter: str, table: str) -> None:
     lines = problems_of("nam56r-tiny", f"model.pattern=AE{letter}")
     assert any(f"needs the table [model.{table}]" in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "model.grouped_query.num_kv_heads=3",
+            "model.grouped_query.num_kv_heads = 3 does not divide num_heads = 4; use 1, 2 or 4",
+        ),
+        ("model.grouped_query.num_kv_heads=8", "num_kv_heads = 8 does not divide num_heads = 4"),
+        ("model.grouped_query.head_dim=31", "head_dim = 31 is odd; rotation turns pairs"),
+        ("model.mlp.activation=geglu", "use 'gelu', 'swiglu' or 'relu2'"),
+        ("model.grouped_query.num_kv_heads=0", "model.grouped_query.num_kv_heads = 0"),
+    ],
+)
+def test_bad_dense_settings(override: str, expected: str) -> None:
+    lines = problems_of("dense-tiny", override)
+    assert any(expected in line for line in lines), lines

@@ -7,15 +7,13 @@ from collections.abc import Iterator
 
 from lanewise.errors import NotBuiltError
 from lanewise.lane.machine import DeviceType
-from lanewise.lane.pattern import LETTERS, TABLE_OF_LETTER, layer_letters
+from lanewise.lane.pattern import TABLE_OF_LETTER, layer_letters
 from lanewise.lane.schema import Lane
 from lanewise.lane.spec import Spec
 from lanewise.lane.topology import topology_name, world_size
 
-LETTERS_NOT_BUILT = "GD"
 BUILT_VALUES: tuple[tuple[str, str, object], ...] = (
     ("A", "sparse", None),
-    ("A", "form", "expanded"),
     ("E", "score_function", "sigmoid"),
     ("E", "num_expert_groups", 1),
     ("E", "real_slot_ratio", 1.0),
@@ -54,8 +52,6 @@ def require_built(lane: Lane, *, device_type: DeviceType = "cpu") -> None:
 
 
 def _blocks_not_built(lane: Lane, letters: frozenset[str]) -> Iterator[str]:
-    for letter in sorted(letters & set(LETTERS_NOT_BUILT)):
-        yield f"pattern letter {letter} ({LETTERS[letter]})"
     for letter, key, built in BUILT_VALUES:
         table = TABLE_OF_LETTER[letter]
         spec = getattr(lane.model, table)

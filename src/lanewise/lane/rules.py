@@ -9,7 +9,14 @@ from lanewise.lane import machine, pattern, topology
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.params import mtp_attention
 from lanewise.lane.resolve import OP_NAMES, state_fault
-from lanewise.lane.schema import AttentionSpec, Lane, MambaSpec, ModelSpec, SparseAttentionSpec
+from lanewise.lane.schema import (
+    AttentionSpec,
+    GroupedQuerySpec,
+    Lane,
+    MambaSpec,
+    ModelSpec,
+    SparseAttentionSpec,
+)
 from lanewise.lane.suggest import did_you_mean
 from lanewise.lane.topology import Fault, divisors_in_words
 
@@ -29,6 +36,8 @@ def faults(lane: Lane) -> Iterator[Fault]:
         yield from _pattern_faults(model)
     if model.attention:
         yield from _attention_faults(model.attention)
+    if model.grouped_query:
+        yield from _grouped_query_faults(model.grouped_query)
     if model.mamba:
         yield from _mamba_faults(model.mamba, lane.batch.sequence_length)
     yield from _other_model_faults(model)
@@ -88,6 +97,21 @@ def _attention_faults(attention: AttentionSpec) -> Iterator[Fault]:
         yield (
             ("model", "attention", "qk_rope_head_dim"),
             f"= {attention.qk_rope_head_dim} is odd; rotation turns pairs of coordinates, use an even number",
+        )
+
+
+def _grouped_query_faults(grouped: GroupedQuerySpec) -> Iterator[Fault]:
+    path = ("model", "grouped_query")
+    if grouped.num_heads % grouped.num_kv_heads:
+        yield (
+            (*path, "num_kv_heads"),
+            f"= {grouped.num_kv_heads} does not divide num_heads = {grouped.num_heads}; "
+            f"use {divisors_in_words(grouped.num_heads)}",
+        )
+    if grouped.head_dim % 2:
+        yield (
+            (*path, "head_dim"),
+            f"= {grouped.head_dim} is odd; rotation turns pairs of coordinates, use an even number",
         )
 
 
