@@ -26,7 +26,7 @@ class Role(enum.StrEnum):
     SELECTIVE = "selective"
     """A broad fusion that must keep proving itself against a narrow one."""
     TAX = "tax"
-    """Costs step time for quality; opt-in, judged against a budget."""
+    """Costs step time for quality, judged against a budget; opt-in, by its state or by a table of the lane."""
 
 
 Preference = tuple[str, ...]

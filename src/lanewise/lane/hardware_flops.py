@@ -115,9 +115,9 @@ def _changes(lane: Lane, switches: Mapping[str, bool]) -> Iterator[Change]:
 
 def _attention_changes(lane: Lane, component: Component) -> Iterator[Change]:
     spec = lane.model.attention
-    if spec is None or not component.name.startswith("attention_"):
+    if spec is None or not component.name.startswith(("attention_", "mtp_block")):
         return
-    is_sparse = component.name != "attention_dense"
+    is_sparse = component.name.startswith("attention_sparse")
     if is_sparse or spec.form == "absorbed":
         yield Change(
             reason="absorbed core",
