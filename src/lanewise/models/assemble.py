@@ -37,7 +37,8 @@ def build_block(
     spec = lane.model
     hidden, eps = spec.hidden_size, spec.norm_eps
     if letter == "A" and spec.attention is not None:
-        return _build_attention(spec.attention, lane, role=index_roles(spec)[rank], ops=ops)
+        role = "dense" if spec.attention.sparse is None else index_roles(spec)[rank]
+        return _build_attention(spec.attention, lane, role=role, ops=ops)
     if letter == "E" and spec.moe is not None:
         return MixtureOfExperts(
             # The routing bias is no parameter, so that freezing parameters would not keep it.
