@@ -52,13 +52,13 @@ class Term:
         kind: `linear` for matrix products with weights, `core` for everything else.
         forward: forward FLOPs per token.
         training_factor: training FLOPs ÷ forward FLOPs.
-        of_indexer: whether it belongs to a DSA indexer, which the dense warm-up does not freeze.
+        is_indexer: whether it belongs to the DSA indexer, which is trained by its own loss.
     """
 
     kind: Literal["linear", "core"]
     forward: float
     training_factor: int = 3
-    of_indexer: bool = False
+    is_indexer: bool = False
 
     @property
     def training(self) -> float:
@@ -286,13 +286,13 @@ def _indexer_terms(
             kind="linear",
             forward=2.0 * block.detached_matmul,
             training_factor=2 if is_trained else 1,
-            of_indexer=True,
+            is_indexer=True,
         ),
         Term(
             kind="core",
             forward=scores,
             training_factor=3 if is_trained else 1,
-            of_indexer=True,
+            is_indexer=True,
         ),
     )
 
@@ -311,7 +311,7 @@ def _recurrent_core(recurrent: RecurrentSpec) -> Term:
 
 def _frozen(component: Component) -> Component:
     """Without the backward of everything that is not an indexer."""
-    terms = (t if t.of_indexer else replace(t, training_factor=1) for t in component.terms)
+    terms = (t if t.is_indexer else replace(t, training_factor=1) for t in component.terms)
     return replace(component, terms=tuple(terms))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lanewise.lane.schema import AttentionSpec, SparseAttentionSpec
 from lanewise.models.layers import Linear, init_normal, special_parameter
-from lanewise.models.mla import rotate
+from lanewise.models.rope import rotate
 
 
 class IndexVectors(NamedTuple):

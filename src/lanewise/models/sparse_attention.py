@@ -27,7 +27,8 @@ from lanewise.models.layers import (
     BlockState,
     Context,
 )
-from lanewise.models.mla import MlaProjections, rotate
+from lanewise.models.mla import MlaProjections
+from lanewise.models.rope import rotate
 from lanewise.ops.opset import OpSet
 
 
