@@ -1,6 +1,6 @@
 """`ssd_scan` on torch: `chunked.torch` (SSD block form) and `recurrence.torch` (one step after the other).
 
-With L_t the cumulated a·dt inside a chunk, u_t = dt_t x_t and S_c the state before chunk c, the recurrence of
+With L_t the sum of a·dt from the start of the chunk to step t, u_t = dt_t x_t and S_c the state before chunk c, the recurrence of
 `ops.ssd_scan` is, exactly and without a growing exponential (arXiv 2405.21060, §6),
 
     y_t = Σ_{s≤t} e^{L_t−L_s} (c_t·b_s) u_s + skip x_t + e^{L_t} S_c c_t           s and t in the same document
@@ -76,28 +76,28 @@ class _Decays(NamedTuple):
 
 
 def _decays(a_dt_BCGJL: Tensor, document_ids_BCL: Tensor | None) -> _Decays:
-    dtype, chunk = a_dt_BCGJL.dtype, a_dt_BCGJL.shape[-1]
-    log_decay = a_dt_BCGJL.cumsum(-1, dtype=torch.float64)
-    difference = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).to(dtype)
-    hidden = torch.ones(chunk, chunk, dtype=torch.bool, device=log_decay.device).triu(1)
-    from_start = log_decay.to(dtype)
-    to_end = (log_decay[..., -1:] - log_decay).to(dtype)
+    # Every log decay is the sum of just the steps between (the stable segment sum of arXiv 2405.21060, listing 1), not a
+    # difference of cumulated decays: nothing cancels, neither here nor in the gradient of the decays.
+    chunk, device = a_dt_BCGJL.shape[-1], a_dt_BCGJL.device
+    upper = torch.ones(chunk, chunk, dtype=torch.bool, device=device).triu()
+    of_step_BCGJLL = a_dt_BCGJL.unsqueeze(-1).expand(*a_dt_BCGJL.shape, chunk)
+    between = of_step_BCGJLL.masked_fill(upper, 0).cumsum(-2)
+    future = upper.triu(1)
+    from_start = a_dt_BCGJL.cumsum(-1)
+    to_end = F.pad(a_dt_BCGJL[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1)
     whole = from_start[..., -1]
-    if document_ids_BCL is not None:
+    if document_ids_BCL is None:
+        between = between.masked_fill(future, -math.inf)
+    else:
         # Chunk 0 has no step before it and its state is zero, so what stands in its place does not matter.
         before_BC1 = document_ids_BCL.roll(1, dims=1)[..., -1:]
         last_BC1 = document_ids_BCL[..., -1:]
         other_BCLL = document_ids_BCL.unsqueeze(-1) != document_ids_BCL.unsqueeze(-2)
-        hidden = hidden | other_BCLL[:, :, None, None]
+        between = between.masked_fill(future | other_BCLL[:, :, None, None], -math.inf)
         from_start = _hide(from_start, document_ids_BCL != before_BC1)
         to_end = _hide(to_end, document_ids_BCL != last_BC1)
         whole = whole.masked_fill((last_BC1 != before_BC1).unsqueeze(-1), -math.inf)
-    return _Decays(
-        difference.masked_fill(hidden, -math.inf).exp(),
-        from_start.exp(),
-        to_end.exp(),
-        whole.exp(),
-    )
+    return _Decays(between.exp(), from_start.exp(), to_end.exp(), whole.exp())
 
 
 def _hide(log_decay_BCGJL: Tensor, hidden_BCL: Tensor) -> Tensor:

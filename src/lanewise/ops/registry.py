@@ -14,6 +14,7 @@ from lanewise.ops import (
     mla_ingress,
     moe_experts,
     optimizer_step,
+    ssd_scan,
     ssm_scan,
 )
 from lanewise.ops.dispatch import installation_rejection
@@ -26,6 +27,7 @@ SPECS: Mapping[str, OpSpec] = MappingProxyType(
         "attention_core": attention_core.SPEC,
         "moe_experts": moe_experts.SPEC,
         "ssm_scan": ssm_scan.SPEC,
+        "ssd_scan": ssd_scan.SPEC,
         "m2rnn_scan": m2rnn_scan.SPEC,
         "linear_cross_entropy": linear_cross_entropy.SPEC,
         "optimizer_step": optimizer_step.SPEC,

@@ -10,8 +10,8 @@ block's business.
 
 Shape legend: B batch, T sequence, H heads (a multiple of G), G groups, P head dim, N state.
 Dtypes: fp64, fp32, bf16; bf16 is computed in fp32. The result has the dtype of `x`.
-Limits: a ≤ 0 and dt ≥ 0; only differences of cumulated decays inside a chunk are exponentiated, so nothing overflows. A
-document boundary is a selection, never a large negative decay, so sums of decays keep their precision across it.
+Limits: a ≤ 0 and dt ≥ 0; only sums of decays inside a chunk are exponentiated, so nothing overflows. A document boundary
+is a selection, never a large negative decay, so nothing of another document is left, not even rounding.
 """
 
 from __future__ import annotations
