@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lanewise.ops.observe import Launch
 from lanewise.ops.spec import Backend, OpSpec
@@ -49,6 +50,45 @@ def reference(
         y_BHP = (state_BHPN * c_BTHN[:, t, :, None, :]).sum(-1) + skip[:, None] * x[:, t]
         outputs.append(y_BHP)
     return torch.stack(outputs, dim=1).to(x.dtype)
+
+
+def state_after(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, state: Tensor | None) -> Tensor:
+    """S_T after steps of one document: `exp(Σ a·dt) S + Σ_t exp(a·Σ_{s>t} dt_s) dt_t x_t b_tᵀ`, for decoding.
+
+    Args:
+        x: inputs [B, T, H, P].
+        dt: step sizes [B, T, H].
+        a: decay rate [H].
+        b: what writes to the state [B, T, G, N].
+        state: S before these steps [B, H, P, N]; None is zero.
+
+    Returns:
+        [B, H, P, N], fp32 or wider.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    a_dt = a.to(dtype) * dt.to(dtype)
+    to_end = F.pad(a_dt[:, 1:], (0, 0, 0, 1)).flip(1).cumsum(1).flip(1).exp()
+    input_BTGJP = ((to_end * dt).unsqueeze(-1) * x).unflatten(2, (b.shape[2], -1))
+    added = torch.einsum("btgjp,btgn->bgjpn", input_BTGJP, b.to(dtype)).flatten(1, 2)
+    return added if state is None else a_dt.sum(1).exp()[..., None, None] * state + added
+
+
+def read_from_state(dt: Tensor, a: Tensor, c: Tensor, state: Tensor) -> Tensor:
+    """What a state before these steps of one document adds to their outputs: `exp(a·Σ_{s≤t} dt_s) S c_t`, for decoding.
+
+    Args:
+        dt: step sizes [B, T, H].
+        a: decay rate [H].
+        c: what reads the state [B, T, G, N].
+        state: S before these steps [B, H, P, N].
+
+    Returns:
+        [B, T, H, P] in the dtype of `state`.
+    """
+    from_start = (a.to(state.dtype) * dt.to(state.dtype)).cumsum(1).exp()
+    state_BGJPN = state.unflatten(1, (c.shape[2], -1))
+    read = torch.einsum("btgn,bgjpn->btgjp", c.to(state.dtype), state_BGJPN).flatten(2, 3)
+    return from_start.unsqueeze(-1) * read
 
 
 SPEC = OpSpec(
