@@ -25,14 +25,18 @@ def by_hand(q, k, v, weight, forget, clip, ids=None) -> dict[str, Tensor]:
     dq, dk = torch.zeros_like(q), torch.zeros_like(k)
     dweight, dforget = torch.zeros_like(weight), torch.zeros_like(forget)
     for b in range(batch):
-        begins = [t > 0 and ids is not None and bool(ids[b, t] != ids[b, t - 1]) for t in range(length)]
+        begins = [
+            t > 0 and ids is not None and bool(ids[b, t] != ids[b, t - 1]) for t in range(length)
+        ]
         for h in range(heads):
             zero = torch.zeros(k.shape[2], v.shape[3], dtype=v.dtype)
             before, candidates, states = [], [], []
             for t in range(length):
                 before.append(zero if t == 0 or begins[t] else states[-1])
                 f = forget[b, t, h]
-                candidates.append(torch.tanh(before[t] @ weight[h] + torch.outer(k[b, t], v[b, t, h])))
+                candidates.append(
+                    torch.tanh(before[t] @ weight[h] + torch.outer(k[b, t], v[b, t, h]))
+                )
                 states.append(f * before[t] + (1 - f) * candidates[t])
                 o[b, t, h] = states[t].T @ q[b, t]
             sent_back = zero
@@ -103,7 +107,9 @@ def test_a_document_in_a_row_equals_the_document_alone(backend: str, documents: 
     args = arguments("tiny", 0.3, T=16)
     together = by_hand(*args, ids_of(lengths).expand(2, -1))
     rng = conformance.generator(conformance.UPSTREAM_SEED)
-    grad = torch.randn(args[2].shape, generator=rng, dtype=torch.float64).to(torch.bfloat16).double()
+    grad = (
+        torch.randn(args[2].shape, generator=rng, dtype=torch.float64).to(torch.bfloat16).double()
+    )
     start = 0
     for length in lengths:
         piece = slice(start, start + length)

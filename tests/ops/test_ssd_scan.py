@@ -148,14 +148,24 @@ def test_nothing_at_all_crosses_a_boundary(backend: str) -> None:
 
 @pytest.mark.parametrize(
     ("length", "chunk_size"),
-    [(1, 1), (1, 16), (7, 16), (8, 8), (9, 8), (15, 8), (16, 8), (17, 8), (5, 1), (24, 5), (63, 16)],
+    [
+        (1, 1),
+        (1, 16),
+        (7, 16),
+        (8, 8),
+        (9, 8),
+        (15, 8),
+        (16, 8),
+        (17, 8),
+        (5, 1),
+        (24, 5),
+        (63, 16),
+    ],
 )
 def test_every_way_to_cut_a_sequence_into_chunks(length: int, chunk_size: int) -> None:
     args = arguments("tiny", chunk_size, T=length)
     for ids in (None, random_ids(2, length, seed=length)):
-        conformance.assert_conforms(
-            bound("chunked.torch"), reference, (*args, ids), torch.float64
-        )
+        conformance.assert_conforms(bound("chunked.torch"), reference, (*args, ids), torch.float64)
 
 
 @pytest.mark.parametrize("with_documents", [False, True], ids=["one_document", "documents"])

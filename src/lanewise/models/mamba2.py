@@ -136,11 +136,12 @@ class Mamba2(Block):
         """x [B, T, H, P], B and C [B, T, G, N] from the filtered projections."""
         spec = self.spec
         grouped = spec.num_groups * spec.state_size
-        x, b, c = F.silu(convolved).split([self.widths[0], grouped, grouped], dim=-1)
+        widths = [self.widths[0], grouped, grouped]
+        x, b, c = torch.split(F.silu(convolved), widths, dim=-1)
         return (
-            x.unflatten(-1, (spec.num_heads, spec.head_dim)),
-            b.unflatten(-1, (spec.num_groups, spec.state_size)),
-            c.unflatten(-1, (spec.num_groups, spec.state_size)),
+            torch.unflatten(x, -1, (spec.num_heads, spec.head_dim)),
+            torch.unflatten(b, -1, (spec.num_groups, spec.state_size)),
+            torch.unflatten(c, -1, (spec.num_groups, spec.state_size)),
         )
 
     def _dt(self, dd_dt: Tensor) -> Tensor:
@@ -153,6 +154,7 @@ class Mamba2(Block):
     def _gated_norm(self, y: Tensor, z: Tensor) -> Tensor:
         """`RMSNorm(y ∘ silu(z))` over the heads of each group [B, T, H·P], in fp32 or wider."""
         dtype = self.norm_weight.dtype
-        gated = (y.to(dtype) * F.silu(z.to(dtype))).unflatten(-1, (self.spec.num_groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
+        gated = y.to(dtype) * F.silu(z.to(dtype))
+        in_groups = torch.unflatten(gated, -1, (self.spec.num_groups, -1))
+        normed = F.rms_norm(in_groups, in_groups.shape[-1:], eps=self.eps).flatten(-2)
         return (normed * self.norm_weight).to(z.dtype)

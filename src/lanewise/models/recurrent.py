@@ -148,8 +148,8 @@ class Recurrent(Block):
         """q, k [B, T, K] and v [B, T, H, V] from the filtered projections."""
         spec = self.spec
         widths = [spec.key_dim, spec.key_dim, spec.num_heads * spec.value_dim]
-        q, k, v = F.silu(convolved).split(widths, dim=-1)
-        return q, k, v.unflatten(-1, (spec.num_heads, spec.value_dim))
+        q, k, v = torch.split(F.silu(convolved), widths, dim=-1)
+        return q, k, torch.unflatten(v, -1, (spec.num_heads, spec.value_dim))
 
     def _forget(self, dd_forget: Tensor) -> Tensor:
         """f [B, T, H], fp32 or wider."""

@@ -119,7 +119,7 @@ def m2rnn_scan(
         ValueError: a shape or the bound does not fit.
     """
     batch, length, heads, value_dim = v.shape
-    expected = {
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
         "q": (q, (batch, length, k.shape[-1])),
         "k": (k, (batch, length, k.shape[-1])),
         "weight": (weight, (heads, value_dim, value_dim)),

@@ -68,7 +68,8 @@ def state_after(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, state: Tensor | Non
     dtype = torch.promote_types(x.dtype, torch.float32)
     a_dt = a.to(dtype) * dt.to(dtype)
     to_end = F.pad(a_dt[:, 1:], (0, 0, 0, 1)).flip(1).cumsum(1).flip(1).exp()
-    input_BTGJP = ((to_end * dt).unsqueeze(-1) * x).unflatten(2, (b.shape[2], -1))
+    input_BTHP = (to_end * dt).unsqueeze(-1) * x
+    input_BTGJP = torch.unflatten(input_BTHP, 2, (b.shape[2], -1))
     added = torch.einsum("btgjp,btgn->bgjpn", input_BTGJP, b.to(dtype)).flatten(1, 2)
     return added if state is None else a_dt.sum(1).exp()[..., None, None] * state + added
 
@@ -86,7 +87,7 @@ def read_from_state(dt: Tensor, a: Tensor, c: Tensor, state: Tensor) -> Tensor:
         [B, T, H, P] in the dtype of `state`.
     """
     from_start = (a.to(state.dtype) * dt.to(state.dtype)).cumsum(1).exp()
-    state_BGJPN = state.unflatten(1, (c.shape[2], -1))
+    state_BGJPN = torch.unflatten(state, 1, (c.shape[2], -1))
     read = torch.einsum("btgn,bgjpn->btgjp", c.to(state.dtype), state_BGJPN).flatten(2, 3)
     return from_start.unsqueeze(-1) * read
 
@@ -145,7 +146,7 @@ def ssd_scan(
     Raises:
         ValueError: a shape does not fit.
     """
-    batch, length, heads, head_dim = x.shape
+    batch, length, heads = x.shape[:3]
     groups, state = b.shape[2:]
     expected = {
         "dt": (dt, (batch, length, heads)),
