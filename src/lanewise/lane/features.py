@@ -7,7 +7,7 @@ installs on that device today; where it is a slow reference instead, `control_no
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from types import MappingProxyType
@@ -93,6 +93,11 @@ class Feature:
     needs_dense_attention: bool = False
     screened: bool = True
 
+    def ops_for(self, model: ModelSpec) -> tuple[str, ...]:
+        """Ops that any state sets and this model runs, sorted."""
+        ops = {op for setting in self.settings.values() for op in setting.ops}
+        return tuple(sorted(op for op in ops if runs_op(op, model)))
+
     @property
     def states(self) -> tuple[str, ...]:
         """States in declaration order; `off` first."""
@@ -119,10 +124,31 @@ class Feature:
         return None
 
 
+ALTERNATIVE_OPS: Mapping[str, Callable[[ModelSpec], bool]] = MappingProxyType(
+    {
+        "ssm_scan": lambda model: not _is_mamba2(model),
+        "ssd_scan": lambda model: _is_mamba2(model),
+    }
+)
+"""Ops of which a block runs one or another, by its table, and the models that run each."""
+
+
+def _is_mamba2(model: ModelSpec) -> bool:
+    return model.mamba is not None and model.mamba.version == "mamba2"
+
+
+def runs_op(op: str, model: ModelSpec) -> bool:
+    """Whether a model that has the blocks of an op runs it, rather than an alternative of it."""
+    return op not in ALTERNATIVE_OPS or ALTERNATIVE_OPS[op](model)
+
+
 def _op_switch(
-    op: str, *, off: Mapping[str, Preference], on: Mapping[str, Preference]
+    *ops: str, off: Mapping[str, Preference], on: Mapping[str, Preference]
 ) -> dict[str, Setting]:
-    return {"off": Setting(ops={op: off}), "on": Setting(ops={op: on})}
+    return {
+        "off": Setting(ops=dict.fromkeys(ops, off)),
+        "on": Setting(ops=dict.fromkeys(ops, on)),
+    }
 
 
 def _tax(
@@ -164,9 +190,12 @@ FEATURES: tuple[Feature, ...] = (
         family="fused_mamba",
         letters=frozenset("M"),
         settings=_op_switch(
-            "ssm_scan", off={"cpu": ("recurrence.torch",)}, on={"cpu": ("chunked.torch",)}
+            "ssm_scan",
+            "ssd_scan",
+            off={"cpu": ("recurrence.torch",)},
+            on={"cpu": ("chunked.torch",)},
         ),
-        control_note="the step recurrence: no installable Mamba-3 package runs on a CPU",
+        control_note="the step recurrence: no installable Mamba package runs on a CPU",
         default_state="on",
         stance="default on",
     ),
