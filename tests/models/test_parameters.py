@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lanewise.lane import params
+from lanewise.lane.features import BY_KEY
 from lanewise.lane.flops import lane_flops
 from lanewise.lane.load import load_lane
 from lanewise.models.assemble import build_block
@@ -18,6 +19,8 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"model__moe__activation": "swiglu", "model__moe__shared_expert_hidden_size": 0},
     {"model__moe__activation": "relu2", "model__mamba__rope_fraction": 1.0},
     {"model__mamba__rope_fraction": 0.0, "model__recurrent__conv_kernel_size": 2},
+    {"model__mamba__mimo_rank": 3, "model__mamba__output_norm": True},
+    {"model__mamba__output_norm": True},
 )
 
 
@@ -54,7 +57,10 @@ def test_a_model_has_the_parameters_of_its_lane(name: str) -> None:
 
 
 def test_problems_name_every_dim_of_their_op() -> None:
-    problems = lane_problems(micro_lane(), "cpu")
+    problems = {
+        **lane_problems(micro_lane(), "cpu"),
+        **lane_problems(micro_lane(model__mamba__mimo_rank=2), "cpu"),
+    }
     assert problems.keys() == SHAPES.keys()
     for op, problem in problems.items():
         if op != "optimizer_step":  # its backends have no shape rule
@@ -66,7 +72,16 @@ def test_a_lane_poses_only_the_problems_of_its_letters() -> None:
     assert lane_problems(micro_lane(model__pattern="E"), "cpu").keys() == always | {"moe_experts"}
 
 
+@pytest.mark.parametrize(("rank", "op"), [(1, "ssm_scan"), (2, "mimo_scan")])
+def test_a_mamba_block_poses_the_problem_of_the_scan_that_it_runs(rank: int, op: str) -> None:
+    lane = micro_lane(model__pattern="M", model__mamba__mimo_rank=rank)
+    (found,) = {"ssm_scan", "mimo_scan"} & lane_problems(lane, "cpu").keys()
+    assert found == op
+    assert BY_KEY["fused_mamba"].ops_for(lane.model) == (op,)
+
+
 def test_problems_of_the_tiny_lane_are_its_named_shapes() -> None:
     problems = lane_problems(load_lane("nam56r-tiny"), "cpu")
-    for op in ("moe_experts", "ssm_scan"):
+    problems |= lane_problems(load_lane("nam56r-tiny", ["model.mamba.mimo_rank=2"]), "cpu")
+    for op in ("moe_experts", "ssm_scan", "mimo_scan"):
         assert dict(problems[op].dims) == dict(SHAPES[op]["nam56r-tiny"]), op

@@ -23,6 +23,7 @@ OPS = (
     "attention_core",
     "moe_experts",
     "ssm_scan",
+    "mimo_scan",
     "m2rnn_scan",
     "linear_cross_entropy",
     "optimizer_step",

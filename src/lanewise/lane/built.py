@@ -23,8 +23,6 @@ BUILT_VALUES: tuple[tuple[str, str, object], ...] = (
     ("E", "routing_mode", "learned"),
     ("E", "bias_update", "sign"),
     ("M", "version", "mamba3"),
-    ("M", "mimo_rank", 1),
-    ("M", "output_norm", False),
 )
 """Letter, key of its table, and the only value of it that is built."""
 

@@ -7,7 +7,7 @@ installs on that device today; where it is a slow reference instead, `control_no
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -87,6 +87,11 @@ class Feature:
     table: str | None = None
     screened: bool = True
 
+    def ops_for(self, model: ModelSpec) -> tuple[str, ...]:
+        """Ops that any state sets and this model runs, sorted."""
+        ops = {op for setting in self.settings.values() for op in setting.ops}
+        return tuple(sorted(op for op in ops if runs_op(op, model)))
+
     @property
     def states(self) -> tuple[str, ...]:
         """States in declaration order; `off` first."""
@@ -106,10 +111,33 @@ class Feature:
         return None
 
 
+ALTERNATIVE_OPS: Mapping[str, Callable[[ModelSpec], bool]] = MappingProxyType(
+    {
+        "ssm_scan": lambda model: _mamba3_rank(model) == 1,
+        "mimo_scan": lambda model: _mamba3_rank(model) > 1,
+    }
+)
+"""Ops of which a block runs one or another, by its table, and the models that run each."""
+
+
+def _mamba3_rank(model: ModelSpec) -> int:
+    """0 without Mamba-3."""
+    mamba = model.mamba
+    return mamba.mimo_rank if mamba is not None and mamba.version == "mamba3" else 0
+
+
+def runs_op(op: str, model: ModelSpec) -> bool:
+    """Whether a model that has the blocks of an op runs it, rather than an alternative of it."""
+    return op not in ALTERNATIVE_OPS or ALTERNATIVE_OPS[op](model)
+
+
 def _op_switch(
-    op: str, *, off: Mapping[str, Preference], on: Mapping[str, Preference]
+    *ops: str, off: Mapping[str, Preference], on: Mapping[str, Preference]
 ) -> dict[str, Setting]:
-    return {"off": Setting(ops={op: off}), "on": Setting(ops={op: on})}
+    return {
+        "off": Setting(ops=dict.fromkeys(ops, off)),
+        "on": Setting(ops=dict.fromkeys(ops, on)),
+    }
 
 
 def _tax(
@@ -148,7 +176,10 @@ FEATURES: tuple[Feature, ...] = (
         family="fused_mamba",
         letters=frozenset("M"),
         settings=_op_switch(
-            "ssm_scan", off={"cpu": ("recurrence.torch",)}, on={"cpu": ("chunked.torch",)}
+            "ssm_scan",
+            "mimo_scan",
+            off={"cpu": ("recurrence.torch",)},
+            on={"cpu": ("chunked.torch",)},
         ),
         control_note="the step recurrence: no installable Mamba-3 package runs on a CPU",
         default_state="on",

@@ -94,6 +94,11 @@ def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
             f"= {mamba.num_groups} does not divide num_heads = {mamba.num_heads}; "
             f"use {divisors_in_words(mamba.num_heads)}",
         )
+    if mamba.state_size % 2:
+        yield (
+            (*path, "state_size"),
+            f"= {mamba.state_size} is odd; rotation turns pairs of coordinates, use an even number",
+        )
     rotated = math.floor(mamba.state_size * mamba.rope_fraction)
     if rotated % 2:
         yield (

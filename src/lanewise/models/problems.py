@@ -38,7 +38,7 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
             "F": moe.expert_hidden_size,
         }
     if "M" in letters and (mamba := model.mamba) is not None:
-        dims["ssm_scan"] = {
+        scan = {
             "B": rows,
             "T": length,
             "H": mamba.num_heads,
@@ -47,6 +47,10 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
             "G": mamba.num_groups,
             "n": num_angles(mamba),
         }
+        if mamba.mimo_rank > 1:
+            dims["mimo_scan"] = {**scan, "R": mamba.mimo_rank}
+        else:
+            dims["ssm_scan"] = scan
     if "R" in letters and (recurrent := model.recurrent) is not None:
         dims["m2rnn_scan"] = {
             "B": rows,
