@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lanewise.lane.schema import Lane
+from lanewise.lane.schema import Lane, RecomputePolicy
 from lanewise.models.assemble import build_block
 from lanewise.models.layers import Context
 from lanewise.models.mamba import Mamba, decay_rate
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
+from lanewise.parallel.recompute import with_policy
 from tests.models.micro import micro_lane
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -255,3 +256,21 @@ def test_compiles_as_one_graph() -> None:
     (eager,) = torch.autograd.grad(expected.sum(), x)
     (traced,) = torch.autograd.grad(found.sum(), x)
     torch.testing.assert_close(traced, eager, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", ["full", "selective"])
+@pytest.mark.parametrize("form", ["siso_norm", "mimo", "mimo_norm"])
+def test_computed_again_it_gives_the_same_gradients_to_the_bit(
+    form: str, policy: RecomputePolicy
+) -> None:
+    block, x = block_of(form).train(), inputs(6)
+    context = Context(document_ids=torch.tensor([[0, 0, 1, 1, 1, 2], [0] * 6]))
+
+    def gradients(policy: RecomputePolicy) -> list[torch.Tensor]:
+        run = with_policy(lambda block, x, context: block(x, context), policy)
+        leaf = x.clone().requires_grad_()
+        loss = run(block, leaf, context).delta.square().sum()
+        return list(torch.autograd.grad(loss, [leaf, *block.parameters()]))
+
+    for found, expected in zip(gradients(policy), gradients("none"), strict=True):
+        assert torch.equal(found, expected)

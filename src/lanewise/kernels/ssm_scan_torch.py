@@ -443,12 +443,13 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _call_backward(ctx, grad, *_):
+    saved = ctx.saved_tensors  # once: recomputed tensors can be unpacked one time only
+    z = saved[7]
     dqk, dv, ddt, da, dtrap, dangles, dbias, dskip, dz = (
-        torch.ops.lanewise.ssm_scan_chunked_backward(grad, *ctx.saved_tensors, ctx.chunk_size)
+        torch.ops.lanewise.ssm_scan_chunked_backward(grad, *saved, ctx.chunk_size)
     )
-    if ctx.saved_tensors[7] is None:
-        dz = None
-    return dqk[0], dqk[1], dv, ddt, da, dtrap, dangles, *dbias, dskip, dz, None, None
+    dz = None if z is None else dz
+    return *dqk, dv, ddt, da, dtrap, dangles, *dbias, dskip, dz, None, None
 
 
 _forward.register_autograd(_call_backward, setup_context=_save_for_backward)

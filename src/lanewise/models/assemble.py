@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from lanewise.lane.schema import Lane
 from lanewise.models.attention import Attention
+from lanewise.models.grouped_query import GroupedQueryAttention
 from lanewise.models.layers import Block
 from lanewise.models.mamba import Mamba
+from lanewise.models.mlp import Mlp
 from lanewise.models.moe import MixtureOfExperts
 from lanewise.models.recurrent import Recurrent
 from lanewise.ops.opset import OpSet
@@ -51,6 +53,16 @@ def build_block(
         return Mamba(spec.mamba, hidden_size=hidden, eps=eps, ops=ops)
     if letter == "R" and spec.recurrent is not None:
         return Recurrent(spec.recurrent, hidden_size=hidden, eps=eps, ops=ops)
+    if letter == "G" and spec.grouped_query is not None:
+        return GroupedQueryAttention(
+            spec.grouped_query,
+            hidden_size=hidden,
+            sequence_length=lane.batch.sequence_length,
+            eps=eps,
+            ops=ops,
+        )
+    if letter == "D" and spec.mlp is not None:
+        return Mlp(spec.mlp, hidden_size=hidden)
     raise ValueError(
         f"pattern letter {letter!r} has no table in [model]; a validated lane always has one"
     )
