@@ -68,8 +68,6 @@ def _blocks_not_built(lane: Lane, letters: frozenset[str]) -> Iterator[str]:
 def _model_extras_not_built(lane: Lane) -> Iterator[str]:
     if lane.model.mtp:
         yield f"model.mtp.depth = {lane.model.mtp.depth} (multi-token prediction)"
-    if lane.model.ngram_embedding:
-        yield "model.ngram_embedding (n-gram hash embedding)"
 
 
 def _run_not_built(lane: Lane, device_type: DeviceType) -> Iterator[str]:

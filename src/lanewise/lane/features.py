@@ -7,12 +7,17 @@ installs on that device today; where it is a slow reference instead, `control_no
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import ModelSpec
+from lanewise.lane.tax_rules import (
+    depth_routing_misfit,
+    engram_misfit,
+    metadata_embeddings_misfit,
+)
 
 
 class Role(enum.StrEnum):
@@ -69,6 +74,7 @@ class Feature:
         built: whether this version implements it.
         table: optional table of `[model]` a lane must have for this feature to exist, e.g. `mtp`; None for any lane.
         screened: whether `ablate` takes it up without being asked for it by name.
+        misfit: why the sizes of a model do not allow it, or None.
     """
 
     key: str
@@ -86,6 +92,7 @@ class Feature:
     control_name: str = "off"
     table: str | None = None
     screened: bool = True
+    misfit: Callable[[ModelSpec], str | None] = lambda _: None
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -103,7 +110,7 @@ class Feature:
         if self.letters and not self.letters & frozenset(layer_letters(model)):
             blocks = " or ".join(sorted(self.letters))
             return f"it touches {blocks} blocks and the pattern {model.pattern} has none"
-        return None
+        return self.misfit(model)
 
 
 def _op_switch(
@@ -120,6 +127,7 @@ def _tax(
     letters: str = "",
     table: str | None = None,
     built: bool = False,
+    misfit: Callable[[ModelSpec], str | None] = lambda _: None,
 ) -> Feature:
     """An opt-in feature that changes what is computed, by a model switch of its own name."""
     return Feature(
@@ -137,6 +145,7 @@ def _tax(
         built=built,
         table=table,
         screened=False,
+        misfit=misfit,
     )
 
 
@@ -287,14 +296,34 @@ FEATURES: tuple[Feature, ...] = (
         control_note="the same trunk without the MTP blocks and their heads",
         table="mtp",
     ),
-    _tax("metadata_embeddings", "metadata embeddings", control_note="token embeddings alone"),
-    _tax("engram", "engram branch", control_note="attention without the branch", letters="AG"),
-    _tax("hyper_connections", "hyper-connections (mHC)", control_note="one residual stream"),
+    _tax(
+        "metadata_embeddings",
+        "metadata embeddings",
+        control_note="token embeddings alone",
+        built=True,
+        misfit=metadata_embeddings_misfit,
+    ),
+    _tax(
+        "engram",
+        "engram branch",
+        control_note="attention without the branch",
+        letters="AG",
+        built=True,
+        misfit=engram_misfit,
+    ),
+    _tax(
+        "hyper_connections",
+        "hyper-connections (mHC)",
+        control_note="one residual stream",
+        built=True,
+    ),
     _tax(
         "depth_routing",
         "depth routing (MoD)",
         control_note="every token passes every block",
         letters="ED",
+        built=True,
+        misfit=depth_routing_misfit,
     ),
 )
 

@@ -28,6 +28,7 @@ from lanewise.receipts.store import Store
 from lanewise.train import checkpoint
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
+from lanewise.train.data.token_facts import token_facts
 from lanewise.train.loop import StepResult, TrainingLoop
 from lanewise.train.optim import parameter_groups
 from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
@@ -124,7 +125,12 @@ class Run:
         self.ops = OpSet.resolve(
             resolved.op_preferences, lane_problems(lane, resolved.device_type), offered
         )
-        self.model = HybridModel(lane, model_switches=resolved.model_switches, ops=self.ops)
+        facts = None
+        if resolved.model_switches.get("metadata_embeddings", False):
+            facts = torch.from_numpy(token_facts(self.corpus.tokenizer, lane.model.vocab_size))
+        self.model = HybridModel(
+            lane, model_switches=resolved.model_switches, ops=self.ops, token_facts=facts
+        )
         self.model.reset_parameters(torch.Generator().manual_seed(lane.seed))
         self.model.to(device).train()
         self._optimizer = self.ops.optimizer_step(
