@@ -84,8 +84,8 @@ class DepthRouted(Block):
         super().__init__()
         self.capacity_factor = exact_share(spec.capacity_factor)
         self.block = block
-        self.router = Linear(hidden_size, 1)
-        keep_fp32(self.router.weight)
+        self.depth_router = Linear(hidden_size, 1)
+        keep_fp32(self.depth_router.weight)
 
     def reset_parameters(
         self, *, std: float, output_std: float, generator: torch.Generator
@@ -93,7 +93,7 @@ class DepthRouted(Block):
         """The block as without routing; the router from N(0, std²)."""
         own = forked(generator)
         self.block.reset_parameters(std=std, output_std=output_std, generator=generator)
-        init_normal(self.router.weight, std, own)
+        init_normal(self.depth_router.weight, std, own)
 
     def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
         """Select, gather, transform, scatter [B, T, d]; every shape is static."""
@@ -132,7 +132,7 @@ class DepthRouted(Block):
             DepthRoutingState(*state)
             if state is not None
             else DepthRoutingState(
-                x.new_zeros(x.shape[0], 0, dtype=self.router.weight.dtype),
+                x.new_zeros(x.shape[0], 0, dtype=self.depth_router.weight.dtype),
                 torch.zeros(x.shape[0], dtype=torch.int64, device=x.device),
             )
         )
@@ -161,7 +161,7 @@ class DepthRouted(Block):
 
     def _scores(self, x: Tensor) -> Tensor:
         """[B, T], in the dtype of the router."""
-        scores: Tensor = self.router(x.to(self.router.weight.dtype))
+        scores: Tensor = self.depth_router(x.to(self.depth_router.weight.dtype))
         return scores.squeeze(-1)
 
 
