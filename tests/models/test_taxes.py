@@ -208,6 +208,7 @@ def test_a_feature_sets_the_switch_of_its_name(key: str) -> None:
     assert key not in resolved_micro(lane_of()).model_switches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_wrapped_blocks_are_one_graph(index: int) -> None:
     lane = lane_of(model__engram__gated=True, model__engram__conv_kernel_size=2)
