@@ -26,6 +26,7 @@ def test_list_names_the_presets_and_own_lanes(
     assert code == 0
     assert [entry["name"] for entry in json.loads(out)] == [
         "nam56r-tiny",
+        "nam56r-tiny-full",
         "dense-tiny",
         "nam52-tiny",
         "nam56r-period",
@@ -53,6 +54,8 @@ def test_show_works_for_every_preset(capsys: pytest.CaptureFixture[str], name: s
 def test_show_prints_the_published_size_of_nam56r(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "lane", "show", "nam56r")
     assert "4.73 G parameters (3.03 G active) · 18.5 GFLOP/token" in out
+    assert "lane numerator 18.5 G · hardware 18.4 G · 6·N active 18.2 G" in out
+    assert "attention_sparse_own_index, scores of unselected keys have no backward" in out
 
 
 def test_show_as_json_holds_identity_flops_and_what_is_missing(

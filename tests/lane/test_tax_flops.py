@@ -4,6 +4,7 @@ import pytest
 
 from lanewise.lane import tax_flops
 from lanewise.lane.flops import components
+from lanewise.lane.hardware_flops import conventions
 from lanewise.lane.load import load_lane
 from lanewise.lane.primes import has_primes, largest_primes
 
@@ -12,14 +13,14 @@ TINY = load_lane("nam56r-tiny")
 
 
 def test_engram_counts_its_maps_averages_filter_and_gate() -> None:
-    found = tax_flops.engram(TINY)
-    assert found.count == 3
+    found, grouped = tax_flops.engram(TINY)
+    assert (found.name, found.count, grouped.count) == ("engram_attention", 3, 0)
     assert found.params.total == 128 * 32 + 3 * 32 * 32 + 32 * 128
     assert sum(term.forward for term in found.terms) == 2 * found.params.total + (2 + 3 + 4) * 32
     upgraded = load_lane(
         "nam56r-tiny", ["model.engram.gated=true", "model.engram.conv_kernel_size=4"]
     )
-    more = tax_flops.engram(upgraded)
+    more, _ = tax_flops.engram(upgraded)
     assert more.params.total - found.params.total == 32 * 128 + 4 * 32
     extra = sum(term.forward for term in more.terms) - sum(term.forward for term in found.terms)
     assert extra == 2 * 32 * 128 + 2 * 4 * 32 + 3 * 128
@@ -60,9 +61,27 @@ def test_depth_routing_saves_what_skipped_tokens_do_not_compute() -> None:
 def test_only_taxes_that_are_on_are_counted() -> None:
     assert tax_flops.tax_components(TINY, {"extra_aux_losses": True, "engram": False}) == ()
     names = [c.name for c in tax_flops.tax_components(TINY, dict.fromkeys(tax_flops.TAXES, True))]
-    assert names == ["metadata_embeddings", "engram", "hyper_connections", "depth_routing_moe"]
+    assert names == [
+        "metadata_embeddings",
+        "engram_attention",
+        "hyper_connections",
+        "depth_routing_moe",
+    ]
     no_attention = load_lane("nam56r-tiny", ["model.pattern=EM", "model.attention=none"])
     assert tax_flops.tax_components(no_attention, {"engram": True}) == ()
+
+
+def test_hardware_flops_count_taxes_and_their_recomputation() -> None:
+    switches = dict.fromkeys(tax_flops.TAXES, True)
+    taxes = tax_flops.tax_components(TINY, switches)
+    forward = {c.name: c.count * sum(term.forward for term in c.terms) for c in taxes}
+    plain, taxed = conventions(TINY, {}), conventions(TINY, switches)
+    assert taxed.lane_numerator == plain.lane_numerator
+    assert taxed.hardware - plain.hardware == pytest.approx(3 * sum(forward.values()))
+    again = load_lane("nam56r-tiny", ["recompute.attention=full", "recompute.moe=full"])
+    repeated = conventions(again, switches).hardware - conventions(again, {}).hardware
+    more = forward["engram_attention"] + forward["depth_routing_moe"]
+    assert repeated == pytest.approx(3 * sum(forward.values()) + more)
 
 
 def test_primes_are_the_largest_and_falling() -> None:

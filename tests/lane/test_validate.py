@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lanewise.errors import LaneError
-from lanewise.lane.load import load_lane
+from lanewise.lane.load import load_lane, preset_names
 from lanewise.lane.rules import faults
 
 
@@ -97,6 +97,12 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
         (["optimizer.min_learning_rate=1"], "min_learning_rate = 1.0 exceeds learning_rate"),
         (["optimizer.betas=[0.9, 1.0]"], "betas = [0.9, 1.0] must be below 1"),
         (["optimizer.betas=[0.9]"], "optimizer.betas"),
+        (
+            ["recompute.grouped_query=full"],
+            "recompute.grouped_query = full has nothing to compute again: the pattern AEMEAEMEAEMR has no G",
+        ),
+        (["recompute.mtp=selective"], "the lane has no table [model.mtp]"),
+        (["recompute.mamba=some"], "use 'none', 'selective' or 'full'"),
         (["optimizer.betas=[0.9, nan]"], "optimizer.betas.1 = nan is not a finite number"),
         (["seed=9007199254740993"], "seed = 9007199254740993 is too large"),
         (["model=3"], "model = 3 is wrong: it must be an object"),
@@ -174,9 +180,7 @@ def test_sizes_that_a_tax_does_not_allow_matter_only_where_it_is_on() -> None:
     load_lane("nam56r-tiny", ["model.depth_routing.num_first_layers_kept=12"])
 
 
-@pytest.mark.parametrize(
-    "name", ["nam56r-tiny", "nam56r-period", "nam56r", "nam56r-4096", "dense-tiny", "nam52-tiny"]
-)
+@pytest.mark.parametrize("name", preset_names())
 def test_presets_break_no_rule(name: str) -> None:
     assert list(faults(load_lane(name))) == []
 
@@ -185,3 +189,21 @@ def test_presets_break_no_rule(name: str) -> None:
 def test_letters_without_their_table_are_refused(letter: str, table: str) -> None:
     lines = problems_of("nam56r-tiny", f"model.pattern=AE{letter}")
     assert any(f"needs the table [model.{table}]" in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "model.grouped_query.num_kv_heads=3",
+            "model.grouped_query.num_kv_heads = 3 does not divide num_heads = 4; use 1, 2 or 4",
+        ),
+        ("model.grouped_query.num_kv_heads=8", "num_kv_heads = 8 does not divide num_heads = 4"),
+        ("model.grouped_query.head_dim=31", "head_dim = 31 is odd; rotation turns pairs"),
+        ("model.mlp.activation=geglu", "use 'gelu', 'swiglu' or 'relu2'"),
+        ("model.grouped_query.num_kv_heads=0", "model.grouped_query.num_kv_heads = 0"),
+    ],
+)
+def test_bad_dense_settings(override: str, expected: str) -> None:
+    lines = problems_of("dense-tiny", override)
+    assert any(expected in line for line in lines), lines

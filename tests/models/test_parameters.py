@@ -18,6 +18,9 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"model__moe__activation": "swiglu", "model__moe__shared_expert_hidden_size": 0},
     {"model__moe__activation": "relu2", "model__mamba__rope_fraction": 1.0},
     {"model__mamba__rope_fraction": 0.0, "model__recurrent__conv_kernel_size": 2},
+    {"model__attention__form": "absorbed", "model__grouped_query__qk_norm": True},
+    {"model__mlp__activation": "gelu"},
+    {"model__mlp__activation": "relu2", "model__grouped_query__num_kv_heads": 1},
 )
 
 
@@ -26,7 +29,7 @@ def count(module: Any) -> int:
 
 
 @pytest.mark.parametrize("changes", CHANGES)
-@pytest.mark.parametrize("letter", "AEMR")
+@pytest.mark.parametrize("letter", "AEMRGD")
 def test_a_block_and_its_norm_have_the_parameters_of_the_formula(
     letter: str, changes: dict[str, Any]
 ) -> None:
@@ -36,17 +39,21 @@ def test_a_block_and_its_norm_have_the_parameters_of_the_formula(
     assert model.moe
     assert model.mamba
     assert model.recurrent
+    assert model.grouped_query
+    assert model.mlp
     expected = {
         "A": params.attention_params(model.attention, model.hidden_size),
         "E": params.moe_params(model.moe, model.hidden_size),
         "M": params.mamba_params(model.mamba, model.hidden_size),
         "R": params.recurrent_params(model.recurrent, model.hidden_size),
+        "G": params.grouped_query_params(model.grouped_query, model.hidden_size),
+        "D": params.mlp_params(model.mlp, model.hidden_size),
     }[letter]
     block = build_block(letter, lane, model_switches={}, ops=reference_ops(lane))
     assert count(block) + model.hidden_size == expected.total
 
 
-@pytest.mark.parametrize("name", ["micro", "nam56r-tiny"])
+@pytest.mark.parametrize("name", ["micro", "nam56r-tiny", "dense-tiny"])
 def test_a_model_has_the_parameters_of_its_lane(name: str) -> None:
     lane = micro_lane() if name == "micro" else load_lane(name)
     model = HybridModel(lane, model_switches={}, ops=reference_ops(lane))
@@ -66,7 +73,23 @@ def test_a_lane_poses_only_the_problems_of_its_letters() -> None:
     assert lane_problems(micro_lane(model__pattern="E"), "cpu").keys() == always | {"moe_experts"}
 
 
+def test_every_call_site_of_an_op_is_posed() -> None:
+    lane = micro_lane(model__pattern="AG", data__isolate_documents=True)
+    problem = lane_problems(lane, "cpu")["attention_core"]
+    rows = {"B": 2, "T": 10, "documents": 1}
+    assert dict(problem.dims) == {**rows, "H": 2, "H_kv": 2, "D_qk": 8, "D_v": 3}
+    assert problem.also == ({**rows, "H": 4, "H_kv": 2, "D_qk": 4, "D_v": 4},)
+
+
+def test_the_absorbed_form_attends_to_one_head_of_latents_and_needs_no_ingress() -> None:
+    problems = lane_problems(micro_lane(model__attention__form="absorbed"), "cpu")
+    core = problems["attention_core"]
+    assert "mla_ingress" not in problems
+    assert (core.dims["H"], core.dims["H_kv"]) == (2, 1)
+    assert (core.dims["D_qk"], core.dims["D_v"], core.dims["documents"]) == (9, 5, 0)
+
+
 def test_problems_of_the_tiny_lane_are_its_named_shapes() -> None:
     problems = lane_problems(load_lane("nam56r-tiny"), "cpu")
-    for op in ("moe_experts", "ssm_scan"):
+    for op in ("moe_experts", "ssm_scan", "attention_core"):
         assert dict(problems[op].dims) == dict(SHAPES[op]["nam56r-tiny"]), op

@@ -8,11 +8,12 @@ import torch
 
 from lanewise.lane import tax_flops
 from lanewise.lane.flops import lane_flops
-from lanewise.lane.schema import Lane
+from lanewise.lane.schema import Lane, RecomputeSpec
 from lanewise.models.depth_routing import DepthRouted
 from lanewise.models.engram import EngramBlock
 from lanewise.models.layers import Context
 from lanewise.models.model import HybridModel
+from lanewise.parallel import recompute
 from lanewise.train.data.token_facts import token_facts
 from lanewise.train.data.tokens import ByteTokenizer
 from tests.models.micro import micro_lane, random_batch, reference_ops, resolved_micro
@@ -206,6 +207,19 @@ def test_a_feature_sets_the_switch_of_its_name(key: str) -> None:
     resolved = resolved_micro(lane_of(), **{key: "on"})
     assert resolved.model_switches[key] is True
     assert key not in resolved_micro(lane_of()).model_switches
+
+
+@pytest.mark.parametrize("policy", ["full", "selective"])
+def test_recomputation_changes_nothing(policy: str) -> None:
+    lane = lane_of(model__engram__gated=True, model__engram__conv_kernel_size=2)
+    batch = random_batch(lane)
+    results = []
+    for spec in (RecomputeSpec(), RecomputeSpec(attention=policy, moe=policy)):
+        model = shaken(model_of(lane, ALL))
+        recompute.apply(model, spec, compiled=False)
+        model(*batch).total.backward()
+        results.append((model.blocks[1].block.load, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from lanewise.errors import LaneError
 if TYPE_CHECKING:
     from lanewise.lane.config import Config
     from lanewise.lane.flops import LaneFlops
+    from lanewise.lane.hardware_flops import Conventions
     from lanewise.lane.resolved import ResolvedLane
     from lanewise.lane.schema import Lane
 
@@ -85,17 +86,20 @@ def show(
     """Show a lane: identity, parameters, FLOPs, features and who decided them."""
     from lanewise.lane.built import not_built
     from lanewise.lane.flops import lane_flops
+    from lanewise.lane.hardware_flops import conventions
 
     loaded, settings = _load(lane, overrides, config)
     found = _resolve(loaded, settings, machine)
-    missing = not_built(found.lane, device_type=found.device_type)
+    missing = not_built(found.lane)
     flops = lane_flops(found.lane)
+    three = conventions(found.lane, found.model_switches)
     if as_json:
-        print_json(_show_document(found, flops, missing))
+        print_json(_show_document(found, flops, three, missing))
         return
     _print_identity(found)
     typer.echo()
     _print_flops(flops)
+    _print_conventions(three)
     typer.echo()
     _print_features(found)
     if resolved:
@@ -127,7 +131,7 @@ def check(
         problems = [asdict(problem) for problem in error.problems]
         print_json({"ok": False, "error": str(error), "problems": problems})
         raise typer.Exit(error.exit_code) from error
-    missing = not_built(found.lane, device_type=found.device_type)
+    missing = not_built(found.lane)
     if as_json:
         print_json({"ok": True, "digest": found.digest, "not_built": list(missing)})
         return
@@ -185,11 +189,12 @@ def _resolve(lane: Lane, config: Config | None, machine_class: str | None) -> Re
 
 
 def _show_document(
-    found: ResolvedLane, flops: LaneFlops, missing: tuple[str, ...]
+    found: ResolvedLane, flops: LaneFlops, three: Conventions, missing: tuple[str, ...]
 ) -> dict[str, Any]:
     return {
         "resolved": found.model_dump(mode="json"),
         "flops": {**asdict(flops), "training_flops_per_step": flops.training_flops_per_step},
+        "training_flops_per_token": asdict(three),
         "not_built": list(missing),
     }
 
@@ -210,6 +215,18 @@ def _print_identity(found: ResolvedLane) -> None:
         f"lr {lane.optimizer.learning_rate:g} · {lane.precision.compute} compute, "
         f"{lane.precision.residual} residual"
     )
+
+
+def _print_conventions(three: Conventions) -> None:
+    typer.echo(
+        f"training FLOP/token by three conventions: lane numerator {_si(three.lane_numerator)} · "
+        f"hardware {_si(three.hardware)} · 6·N active {_si(three.six_n_active)} (docs/FLOPS.md)"
+    )
+    for change in three.changes:
+        typer.echo(
+            f"  hardware differs by {change.flops_per_token / 1e6:+,.1f} MFLOP: "
+            f"{change.component}, {change.reason}"
+        )
 
 
 def _print_flops(flops: LaneFlops) -> None:

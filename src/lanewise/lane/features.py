@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from types import MappingProxyType
 
 from lanewise.lane.pattern import layer_letters
@@ -72,6 +73,7 @@ class Feature:
         tax_budget_ratio: largest acceptable step-time ratio of a tax, e.g. 1.01; None for others.
         equal_mathematics: whether both states promise the same loss up to rounding.
         built: whether this version implements it.
+        needs_values: settings of `[model]` without which nothing runs that this feature switches, by dotted path.
         table: optional table of `[model]` a lane must have for this feature to exist, e.g. `mtp`; None for any lane.
         screened: whether `ablate` takes it up without being asked for it by name.
         misfit: why the sizes of a model do not allow it, or None.
@@ -91,6 +93,7 @@ class Feature:
     built: bool = True
     control_name: str = "off"
     table: str | None = None
+    needs_values: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     screened: bool = True
     misfit: Callable[[ModelSpec], str | None] = lambda _: None
 
@@ -110,6 +113,10 @@ class Feature:
         if self.letters and not self.letters & frozenset(layer_letters(model)):
             blocks = " or ".join(sorted(self.letters))
             return f"it touches {blocks} blocks and the pattern {model.pattern} has none"
+        for path, needed in self.needs_values.items():
+            value = reduce(getattr, path.split("."), model)
+            if value != needed:
+                return f"it needs model.{path} = {needed} and the lane has {value}"
         return self.misfit(model)
 
 
@@ -198,6 +205,7 @@ FEATURES: tuple[Feature, ...] = (
         settings=_op_switch(
             "mla_ingress", off={"cpu": ("reshaped.torch",)}, on={"cpu": ("assembled.torch",)}
         ),
+        needs_values={"attention.form": "expanded"},
         control_note="split, rotate, expand, concatenate: what public MLA modules do",
         default_state="on",
         stance="on once validated",
@@ -258,7 +266,7 @@ FEATURES: tuple[Feature, ...] = (
         title="backend dispatcher",
         role=Role.BRIDGE,
         family="backend_dispatch",
-        letters=frozenset("A"),
+        letters=frozenset("AG"),
         settings=_op_switch("attention_core", off={"cpu": ("sdpa.torch",)}, on={"cpu": ()}),
         control_note="scaled_dot_product_attention called as it is; on = the dispatcher's measured order",
         default_state="on",

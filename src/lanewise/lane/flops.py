@@ -50,11 +50,13 @@ class Term:
         kind: `linear` for matrix products with weights, `core` for everything else.
         forward: forward FLOPs per token.
         training_factor: training FLOPs ÷ forward FLOPs.
+        is_indexer: whether it belongs to the DSA indexer, which is trained by its own loss.
     """
 
     kind: Literal["linear", "core"]
     forward: float
     training_factor: int = 3
+    is_indexer: bool = False
 
     @property
     def training(self) -> float:
@@ -282,8 +284,14 @@ def _indexer_terms(
             kind="linear",
             forward=2.0 * block.detached_matmul,
             training_factor=2 if is_trained else 1,
+            is_indexer=True,
         ),
-        Term(kind="core", forward=scores, training_factor=3 if is_trained else 1),
+        Term(
+            kind="core",
+            forward=scores,
+            training_factor=3 if is_trained else 1,
+            is_indexer=True,
+        ),
     )
 
 

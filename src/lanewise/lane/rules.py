@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from lanewise.lane import machine, pattern, topology
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.resolve import OP_NAMES, state_fault
-from lanewise.lane.schema import AttentionSpec, Lane, MambaSpec, ModelSpec, SparseAttentionSpec
+from lanewise.lane.schema import (
+    AttentionSpec,
+    GroupedQuerySpec,
+    Lane,
+    MambaSpec,
+    ModelSpec,
+    SparseAttentionSpec,
+)
 from lanewise.lane.suggest import did_you_mean
 from lanewise.lane.tax_rules import ngram_fault
 from lanewise.lane.topology import Fault, divisors_in_words
@@ -29,10 +36,13 @@ def faults(lane: Lane) -> Iterator[Fault]:
         yield from _pattern_faults(model)
     if model.attention:
         yield from _attention_faults(model.attention)
+    if model.grouped_query:
+        yield from _grouped_query_faults(model.grouped_query)
     if model.mamba:
         yield from _mamba_faults(model.mamba, lane.batch.sequence_length)
     yield from _other_model_faults(model)
     yield from _recipe_faults(lane)
+    yield from _recompute_faults(lane)
     yield from _name_faults(lane)
     yield from topology.faults(lane.topology, model)
 
@@ -84,6 +94,21 @@ def _attention_faults(attention: AttentionSpec) -> Iterator[Fault]:
         yield (
             ("model", "attention", "qk_rope_head_dim"),
             f"= {attention.qk_rope_head_dim} is odd; rotation turns pairs of coordinates, use an even number",
+        )
+
+
+def _grouped_query_faults(grouped: GroupedQuerySpec) -> Iterator[Fault]:
+    path = ("model", "grouped_query")
+    if grouped.num_heads % grouped.num_kv_heads:
+        yield (
+            (*path, "num_kv_heads"),
+            f"= {grouped.num_kv_heads} does not divide num_heads = {grouped.num_heads}; "
+            f"use {divisors_in_words(grouped.num_heads)}",
+        )
+    if grouped.head_dim % 2:
+        yield (
+            (*path, "head_dim"),
+            f"= {grouped.head_dim} is odd; rotation turns pairs of coordinates, use an even number",
         )
 
 
@@ -150,6 +175,31 @@ def _recipe_faults(lane: Lane) -> Iterator[Fault]:
             f"= {lane.model.vocab_size} is too small for byte tokens; use at least {BYTE_VOCABULARY} "
             "(256 bytes and a document separator)",
         )
+
+
+def _recompute_faults(lane: Lane) -> Iterator[Fault]:
+    model = lane.model
+    if pattern.fault(model.pattern) is not None:
+        return
+    letters = set(pattern.layer_letters(model))
+    used = {table for letter, table in pattern.TABLE_OF_LETTER.items() if letter in letters}
+    used |= {"mtp"} if model.mtp else set()
+    for family, policy in lane.recompute:
+        if policy != "none" and family not in used:
+            yield (
+                ("recompute", family),
+                f"= {policy} has nothing to compute again: "
+                + (
+                    "the lane has no table [model.mtp]"
+                    if family == "mtp"
+                    else f"the pattern {model.pattern} has no {_letter_of(family)}"
+                )
+                + f'; set recompute.{family} = "none"',
+            )
+
+
+def _letter_of(table: str) -> str:
+    return next(letter for letter, name in pattern.TABLE_OF_LETTER.items() if name == table)
 
 
 def _name_faults(lane: Lane) -> Iterator[Fault]:

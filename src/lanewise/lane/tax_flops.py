@@ -14,13 +14,10 @@ from types import MappingProxyType
 
 from lanewise.lane.flops import Component, Term, components
 from lanewise.lane.params import BlockParams
-from lanewise.lane.pattern import layer_letters
+from lanewise.lane.pattern import TABLE_OF_LETTER, layer_letters
 from lanewise.lane.schema import Lane
 from lanewise.lane.structure import Field
 from lanewise.lane.tax_rules import depth_routed_layers
-
-COMPONENT_OF_LETTER: Mapping[str, str] = MappingProxyType({"E": "moe", "D": "mlp"})
-"""Names in `lane.flops` of the blocks that depth routing wraps."""
 
 
 def metadata_embeddings(lane: Lane) -> Component:
@@ -32,7 +29,7 @@ def metadata_embeddings(lane: Lane) -> Component:
     )
 
 
-def engram(lane: Lane) -> Component:
+def engram(lane: Lane) -> tuple[Component, ...]:
     """Per A or G layer, w = d ÷ ratio and o orders: W_in d×w, M_o w×w each, W_out w×d, gated also W_k w×d; filter w×K.
 
     Core: averages o·w each (o − 1 additions and a product), filter 2·K·w, the gate's inner product 2·d and its product d.
@@ -47,14 +44,17 @@ def engram(lane: Lane) -> Component:
         core += 3 * hidden_size
     total = matmul + spec.conv_kernel_size * width
     counts = Counter(layer_letters(model))
-    return Component(
-        name="engram",
-        count=counts["A"] + counts["G"],
-        params=BlockParams(total=total, active=total, matmul=matmul),
-        terms=(
-            Term(kind="linear", forward=2.0 * matmul),
-            Term(kind="core", forward=float(core)),
-        ),
+    return tuple(
+        Component(
+            name=f"engram_{TABLE_OF_LETTER[letter]}",
+            count=counts[letter],
+            params=BlockParams(total=total, active=total, matmul=matmul),
+            terms=(
+                Term(kind="linear", forward=2.0 * matmul),
+                Term(kind="core", forward=float(core)),
+            ),
+        )
+        for letter in "AG"
     )
 
 
@@ -84,7 +84,7 @@ def depth_routing(lane: Lane) -> tuple[Component, ...]:
     )
     return tuple(
         Component(
-            name=f"depth_routing_{COMPONENT_OF_LETTER[letter]}",
+            name=f"depth_routing_{TABLE_OF_LETTER[letter]}",
             count=count,
             params=router,
             terms=(
@@ -95,7 +95,7 @@ def depth_routing(lane: Lane) -> tuple[Component, ...]:
                         forward=-skipped * term.forward,
                         training_factor=term.training_factor,
                     )
-                    for term in by_name[COMPONENT_OF_LETTER[letter]].terms
+                    for term in by_name[TABLE_OF_LETTER[letter]].terms
                 ),
             ),
         )
@@ -106,7 +106,7 @@ def depth_routing(lane: Lane) -> tuple[Component, ...]:
 TAXES: Mapping[str, Callable[[Lane], tuple[Component, ...]]] = MappingProxyType(
     {
         "metadata_embeddings": lambda lane: (metadata_embeddings(lane),),
-        "engram": lambda lane: (engram(lane),),
+        "engram": engram,
         "hyper_connections": lambda lane: (hyper_connections(lane),),
         "depth_routing": depth_routing,
     }

@@ -10,9 +10,11 @@ from lanewise.lane.schema import Lane
 from lanewise.models.attention import Attention
 from lanewise.models.depth_routing import DepthRouted
 from lanewise.models.engram import EngramBlock
+from lanewise.models.grouped_query import GroupedQueryAttention
 from lanewise.models.hyper_connections import HyperConnections
 from lanewise.models.layers import Block
 from lanewise.models.mamba import Mamba
+from lanewise.models.mlp import Mlp
 from lanewise.models.moe import MixtureOfExperts
 from lanewise.models.recurrent import Recurrent
 from lanewise.models.residual import ResidualStream, Stream
@@ -59,6 +61,16 @@ def build_block(
         return Mamba(spec.mamba, hidden_size=hidden, eps=eps, ops=ops)
     if letter == "R" and spec.recurrent is not None:
         return Recurrent(spec.recurrent, hidden_size=hidden, eps=eps, ops=ops)
+    if letter == "G" and spec.grouped_query is not None:
+        return GroupedQueryAttention(
+            spec.grouped_query,
+            hidden_size=hidden,
+            sequence_length=lane.batch.sequence_length,
+            eps=eps,
+            ops=ops,
+        )
+    if letter == "D" and spec.mlp is not None:
+        return Mlp(spec.mlp, hidden_size=hidden)
     raise ValueError(
         f"pattern letter {letter!r} has no table in [model]; a validated lane always has one"
     )

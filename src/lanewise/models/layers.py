@@ -138,6 +138,14 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Activation of an MLP: `gelu` (exact), `relu2` [..., F] → [..., F], or `swiglu` [..., 2F] → [..., F], gate first."""
+    if activation == "swiglu":
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    return F.relu(x).square() if activation == "relu2" else F.gelu(x)
+
+
 def special_parameter(start: Tensor) -> nn.Parameter:
     """A parameter that stays fp32 under mixed precision and is never decayed (norms, biases, decays, dt, D)."""
     parameter = nn.Parameter(start)

@@ -24,12 +24,19 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
         "linear_cross_entropy": {**tokens, "W": model.vocab_size},
         "optimizer_step": {},
     }
-    if "A" in letters and (attention := model.attention) is not None:
-        rows_and_heads = {"B": rows, "T": length, "H": attention.num_heads}
-        nope, rope = attention.qk_nope_head_dim, attention.qk_rope_head_dim
-        value = {"D_v": attention.v_head_dim}
-        dims["mla_ingress"] = {**rows_and_heads, "D_n": nope, "D_r": rope, **value}
-        dims["attention_core"] = {**rows_and_heads, "D_qk": nope + rope, **value}
+    also: dict[str, list[dict[str, int]]] = {}
+    attention = model.attention if "A" in letters else None
+    if attention is not None and attention.form == "expanded":
+        dims["mla_ingress"] = {
+            "B": rows,
+            "T": length,
+            "H": attention.num_heads,
+            "D_n": attention.qk_nope_head_dim,
+            "D_r": attention.qk_rope_head_dim,
+            "D_v": attention.v_head_dim,
+        }
+    if cores := _attention_cores(lane, letters):
+        dims["attention_core"], *also["attention_core"] = cores
     if "E" in letters and (moe := model.moe) is not None:
         dims["moe_experts"] = {
             **tokens,
@@ -58,7 +65,34 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
     dtypes = {"add_norm": lane.precision.residual, "optimizer_step": "fp32"}
     return {
         op: Problem(
-            device_type=device_type, dtype=dtypes.get(op, lane.precision.compute), dims=sizes
+            device_type=device_type,
+            dtype=dtypes.get(op, lane.precision.compute),
+            dims=sizes,
+            also=tuple(also.get(op, ())),
         )
         for op, sizes in dims.items()
     }
+
+
+def _attention_cores(lane: Lane, letters: set[str]) -> list[dict[str, int]]:
+    """Dims of every different call site of `attention_core`."""
+    model = lane.model
+    heads: list[dict[str, int]] = []
+    if "A" in letters and (mla := model.attention) is not None:
+        rope, latent = mla.qk_rope_head_dim, mla.kv_lora_rank
+        heads.append(
+            {"H": mla.num_heads, "H_kv": 1, "D_qk": latent + rope, "D_v": latent}
+            if mla.form == "absorbed"
+            else {
+                "H": mla.num_heads,
+                "H_kv": mla.num_heads,
+                "D_qk": mla.qk_nope_head_dim + rope,
+                "D_v": mla.v_head_dim,
+            }
+        )
+    if "G" in letters and (grouped := model.grouped_query) is not None:
+        head_dims = {"D_qk": grouped.head_dim, "D_v": grouped.head_dim}
+        heads.append({"H": grouped.num_heads, "H_kv": grouped.num_kv_heads, **head_dims})
+    batch = lane.batch
+    rows = {"B": batch.micro_batch_size, "T": batch.sequence_length}
+    return [{**rows, **sizes, "documents": int(lane.data.isolate_documents)} for sizes in heads]

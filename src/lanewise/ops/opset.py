@@ -97,9 +97,18 @@ class OpSet:
         """Rotate and assemble q, k, v of MLA; see `ops.mla_ingress`."""
         return mla_ingress.mla_ingress(self._launch("mla_ingress"), q, kv, k_rope, cos, sin)
 
-    def attention_core(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attention_core(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
         """Causal softmax attention; see `ops.attention_core`."""
-        return attention_core.attention_core(self._launch("attention_core"), q, k, v, scale)
+        return attention_core.attention_core(
+            self._launch("attention_core"), q, k, v, scale, document_ids
+        )
 
     def moe_experts(
         self,
