@@ -18,13 +18,6 @@ def test_a_dense_lane_is_built() -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (
-            [
-                "model.attention.sparse={top_k=8, index_num_heads=2, index_head_dim=8, "
-                "layer_ranks=[1], full_ranks=[0]}"
-            ],
-            "model.attention.sparse",
-        ),
         (["model.mamba.mimo_rank=4"], "model.mamba.mimo_rank = 4"),
         (["model.mtp={depth=1, mlp_hidden_size=64}"], "model.mtp.depth = 1"),
         (["optimizer.name=muon"], "optimizer.name = muon"),

@@ -2,7 +2,8 @@
 
 The lane numerator leaves taxes out, so that no arm can buy utilisation with them; what the hardware really does counts
 them. Conventions as `lane.flops`: forward FLOPs per token, multiply and add counted as two, training is 3 × forward;
-embedding lookups, norms and activations are not counted. Depth routing saves: its block terms are negative.
+embedding lookups, norms and activations are not counted. In the dense warm-up of indexers taxes are frozen, too: 1 ×.
+Depth routing saves: its block terms are negative.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from types import MappingProxyType
+from typing import Literal
 
 from lanewise.lane.flops import Component, Term, components
+from lanewise.lane.index_layers import is_dense_warmup
 from lanewise.lane.params import BlockParams
 from lanewise.lane.pattern import TABLE_OF_LETTER, layer_letters
 from lanewise.lane.schema import Lane
@@ -50,8 +53,8 @@ def engram(lane: Lane) -> tuple[Component, ...]:
             count=counts[letter],
             params=BlockParams(total=total, active=total, matmul=matmul),
             terms=(
-                Term(kind="linear", forward=2.0 * matmul),
-                Term(kind="core", forward=float(core)),
+                _term(lane, "linear", 2.0 * matmul),
+                _term(lane, "core", float(core)),
             ),
         )
         for letter in "AG"
@@ -66,7 +69,7 @@ def hyper_connections(lane: Lane) -> Component:
         name="hyper_connections",
         count=model.num_layers,
         params=BlockParams(total=total, active=total, matmul=0),
-        terms=(Term(kind="core", forward=2.0 * total * model.hidden_size),),
+        terms=(_term(lane, "core", 2.0 * total * model.hidden_size),),
     )
 
 
@@ -88,7 +91,7 @@ def depth_routing(lane: Lane) -> tuple[Component, ...]:
             count=count,
             params=router,
             terms=(
-                Term(kind="linear", forward=2.0 * router.matmul),
+                _term(lane, "linear", 2.0 * router.matmul),
                 *(
                     Term(
                         kind=term.kind,
@@ -128,3 +131,7 @@ def tax_components(lane: Lane, model_switches: Mapping[str, bool]) -> tuple[Comp
         for component in count(lane)
         if component.count
     )
+
+
+def _term(lane: Lane, kind: Literal["linear", "core"], forward: float) -> Term:
+    return Term(kind=kind, forward=forward, training_factor=1 if is_dense_warmup(lane.model) else 3)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from lanewise.lane.schema import Lane
+from lanewise.lane.index_layers import IndexRole, computes_index, index_roles, is_dense_warmup
+from lanewise.lane.schema import AttentionSpec, Lane
 from lanewise.models.attention import Attention
 from lanewise.models.depth_routing import DepthRouted
 from lanewise.models.engram import EngramBlock
@@ -18,6 +19,7 @@ from lanewise.models.mlp import Mlp
 from lanewise.models.moe import MixtureOfExperts
 from lanewise.models.recurrent import Recurrent
 from lanewise.models.residual import ResidualStream, Stream
+from lanewise.models.sparse_attention import SparseAttention, WarmupAttention
 from lanewise.ops.opset import OpSet
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -29,7 +31,7 @@ def build_block(
     *,
     model_switches: Mapping[str, bool],
     ops: OpSet,
-    rank: int = 0,  # noqa: ARG001  only sparse attention differs by rank
+    rank: int = 0,
 ) -> Block:
     """The block of one layer, with weights not yet drawn.
 
@@ -43,16 +45,13 @@ def build_block(
     spec = lane.model
     hidden, eps = spec.hidden_size, spec.norm_eps
     if letter == "A" and spec.attention is not None:
-        return Attention(
-            spec.attention,
-            hidden_size=hidden,
-            sequence_length=lane.batch.sequence_length,
-            eps=eps,
-            ops=ops,
-        )
+        return _build_attention(spec.attention, lane, role=index_roles(spec)[rank], ops=ops)
     if letter == "E" and spec.moe is not None:
         return MixtureOfExperts(
-            spec.moe,
+            # The routing bias is no parameter, so that freezing parameters would not keep it.
+            spec.moe.model_copy(update={"bias_update_rate": 0.0})
+            if is_dense_warmup(spec)
+            else spec.moe,
             hidden_size=hidden,
             extra_aux_losses=model_switches.get("extra_aux_losses", False),
             ops=ops,
@@ -74,6 +73,17 @@ def build_block(
     raise ValueError(
         f"pattern letter {letter!r} has no table in [model]; a validated lane always has one"
     )
+
+
+def _build_attention(attention: AttentionSpec, lane: Lane, *, role: IndexRole, ops: OpSet) -> Block:
+    hidden, eps = lane.model.hidden_size, lane.model.norm_eps
+    length = lane.batch.sequence_length
+    if role != "dense" and not is_dense_warmup(lane.model):
+        return SparseAttention(
+            attention, role, hidden_size=hidden, sequence_length=length, eps=eps, ops=ops
+        )
+    dense = WarmupAttention if computes_index(role) else Attention
+    return dense(attention, hidden_size=hidden, sequence_length=length, eps=eps, ops=ops)
 
 
 def wrap_block(
