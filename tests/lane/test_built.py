@@ -35,7 +35,7 @@ def test_what_is_not_built_is_refused_by_name(overrides: list[str], named: str) 
 
 
 def test_everything_missing_is_named_at_once() -> None:
-    assert len(not_built(load_lane("nam56r"))) == 4
+    assert len(not_built(load_lane("nam56r"))) == 3
 
 
 def test_a_sparse_table_without_attention_layers_does_not_matter() -> None:
