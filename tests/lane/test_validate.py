@@ -177,7 +177,20 @@ def test_bad_values_get_one_line_with_the_rule(overrides: list[str], expected: s
             ["model.ngram_embedding.num_rows=50"],
             "num_rows = 50 is too small: 2 orders × 8 heads need 16 distinct primes",
         ),
-        (["model.pattern=EM", "model.attention=none"], "model.mtp: needs [model.attention]"),
+        (
+            ["model.pattern=EM", "model.attention=none"],
+            "model.mtp: needs [model.attention] or [model.grouped_query]",
+        ),
+        (
+            ["model.mtp.depth=4096"],
+            "model.mtp.depth = 4096 looks past every row of batch.sequence_length = 4096; use at most 4095",
+        ),
+        (
+            ["model.stp.start_step=5", "model.stp.end_step=5"],
+            "model.stp.end_step = 5 must be above start_step = 5",
+        ),
+        (["model.stp.layers=[3, 52]"], "[3, 52] must rise without repeats among layers 0 to 51"),
+        (["model.stp.layers=[3, 3]"], "[3, 3] must rise without repeats"),
     ],
 )
 def test_bad_sparse_and_mtp_settings(overrides: list[str], expected: str) -> None:

@@ -32,7 +32,7 @@ class Role(enum.StrEnum):
     SELECTIVE = "selective"
     """A broad fusion that must keep proving itself against a narrow one."""
     TAX = "tax"
-    """Costs step time for quality; opt-in, judged against a budget."""
+    """Costs step time for quality, judged against a budget; opt-in, by its state or by a table of the lane."""
 
 
 Preference = tuple[str, ...]
@@ -141,8 +141,11 @@ def _tax(
     table: str | None = None,
     built: bool = False,
     misfit: Callable[[ModelSpec], str | None] = lambda _: None,
+    default_state: str = "off",
+    stance: str = "experimental, opt-in",
+    budget_ratio: float = 1.01,
 ) -> Feature:
-    """An opt-in feature that changes what is computed, by a model switch of its own name."""
+    """A feature that costs time for quality, by a model switch of its own name; opt-in unless its table is the opting in."""
     return Feature(
         key=key,
         title=title,
@@ -151,9 +154,9 @@ def _tax(
         letters=frozenset(letters),
         settings={"off": Setting(), "on": Setting(model={key: True})},
         control_note=control_note,
-        default_state="off",
-        stance="experimental, opt-in",
-        tax_budget_ratio=1.01,
+        default_state=default_state,
+        stance=stance,
+        tax_budget_ratio=budget_ratio,
         equal_mathematics=False,
         built=built,
         table=table,
@@ -306,12 +309,16 @@ FEATURES: tuple[Feature, ...] = (
         tax_budget_ratio=1.01,
         equal_mathematics=False,
     ),
-    _tax("stp", "STP (trajectory straightness)", control_note="no auxiliary loss"),
+    _tax("stp", "STP (trajectory straightness)", control_note="no auxiliary loss", built=True),
     _tax(
         "mtp",
         "multi-token prediction",
         control_note="the same trunk without the MTP blocks and their heads",
         table="mtp",
+        built=True,
+        default_state="on",
+        stance="part of a lane that has the table",
+        budget_ratio=1.2,  # one depth of nam56r costs the public system 18 % (docs/NAM56R.md 1.3)
     ),
     _tax(
         "metadata_embeddings",

@@ -41,6 +41,7 @@ FAMILY_OF_COMPONENT = {
     "grouped_query": "grouped_query",
     "mlp": "mlp",
     "mtp_block": "mtp",
+    "mtp_block_reused": "mtp",
     "engram_attention": "attention",
     "engram_grouped_query": "grouped_query",
     "depth_routing_moe": "moe",
@@ -123,9 +124,11 @@ def _changes(lane: Lane, switches: Mapping[str, bool]) -> Iterator[Change]:
 
 def _attention_changes(lane: Lane, component: Component) -> Iterator[Change]:
     spec = lane.model.attention
-    if spec is None or not component.name.startswith("attention_") or is_dense_warmup(lane.model):
+    if spec is None or is_dense_warmup(lane.model):
         return
-    is_sparse = component.name != "attention_dense"
+    if not component.name.startswith(("attention_", "mtp_block")):
+        return
+    is_sparse = component.name.startswith("attention_sparse")
     if is_sparse or spec.form == "absorbed":
         yield Change(
             reason="absorbed core",

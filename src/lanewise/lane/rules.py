@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from lanewise.lane import machine, pattern, topology
 from lanewise.lane.features import BY_KEY
+from lanewise.lane.params import mtp_attention
 from lanewise.lane.resolve import OP_NAMES, state_fault
 from lanewise.lane.schema import (
     AttentionSpec,
@@ -41,6 +42,7 @@ def faults(lane: Lane) -> Iterator[Fault]:
     if model.mamba:
         yield from _mamba_faults(model.mamba, lane.batch.sequence_length)
     yield from _other_model_faults(model)
+    yield from _auxiliary_objective_faults(lane)
     yield from _recipe_faults(lane)
     yield from _recompute_faults(lane)
     yield from _name_faults(lane)
@@ -56,8 +58,11 @@ def _pattern_faults(model: ModelSpec) -> Iterator[Fault]:
                 ("model", "pattern"),
                 f"= '{model.pattern}' has {letter} ({pattern.LETTERS[letter]}), which needs the table [model.{table}]",
             )
-    if model.mtp and model.attention is None:
-        yield ("model", "mtp"), "needs [model.attention], the block of every MTP depth"
+    if model.mtp and mtp_attention(model) is None:
+        yield (
+            ("model", "mtp"),
+            "needs [model.attention] or [model.grouped_query], the attention of its block",
+        )
     if model.attention and model.attention.sparse:
         yield from _sparse_faults(model.attention.sparse, num_attention=letters.count("A"))
 
@@ -160,6 +165,30 @@ def _other_model_faults(model: ModelSpec) -> Iterator[Fault]:
         )
     if model.ngram_embedding and (fault := ngram_fault(model.ngram_embedding)):
         yield fault
+
+
+def _auxiliary_objective_faults(lane: Lane) -> Iterator[Fault]:
+    model, length = lane.model, lane.batch.sequence_length
+    if model.mtp and model.mtp.depth >= length:
+        yield (
+            ("model", "mtp", "depth"),
+            f"= {model.mtp.depth} looks past every row of batch.sequence_length = {length}; "
+            f"use at most {length - 1}",
+        )
+    stp = model.stp
+    if stp.end_step is not None and stp.end_step <= stp.start_step:
+        yield (
+            ("model", "stp", "end_step"),
+            f"= {stp.end_step} must be above start_step = {stp.start_step}; "
+            "switch the penalty off with features.stp = off",
+        )
+    if list(stp.layers) != sorted(set(stp.layers)) or any(
+        layer >= model.num_layers for layer in stp.layers
+    ):
+        yield (
+            ("model", "stp", "layers"),
+            f"= {list(stp.layers)} must rise without repeats among layers 0 to {model.num_layers - 1}",
+        )
 
 
 def _recipe_faults(lane: Lane) -> Iterator[Fault]:

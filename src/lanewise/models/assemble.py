@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from lanewise.lane.index_layers import IndexRole, computes_index, index_roles, is_dense_warmup
 from lanewise.lane.schema import AttentionSpec, Lane
 from lanewise.models.attention import Attention
@@ -13,7 +11,7 @@ from lanewise.models.depth_routing import DepthRouted
 from lanewise.models.engram import EngramBlock
 from lanewise.models.grouped_query import GroupedQueryAttention
 from lanewise.models.hyper_connections import HyperConnections
-from lanewise.models.layers import Block
+from lanewise.models.layers import DTYPES, Block
 from lanewise.models.mamba import Mamba
 from lanewise.models.mlp import Mlp
 from lanewise.models.moe import MixtureOfExperts
@@ -21,8 +19,6 @@ from lanewise.models.recurrent import Recurrent
 from lanewise.models.residual import ResidualStream, Stream
 from lanewise.models.sparse_attention import SparseAttention, WarmupAttention
 from lanewise.ops.opset import OpSet
-
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_block(
@@ -45,7 +41,8 @@ def build_block(
     spec = lane.model
     hidden, eps = spec.hidden_size, spec.norm_eps
     if letter == "A" and spec.attention is not None:
-        return _build_attention(spec.attention, lane, role=index_roles(spec)[rank], ops=ops)
+        role = "dense" if spec.attention.sparse is None else index_roles(spec)[rank]
+        return _build_attention(spec.attention, lane, role=role, ops=ops)
     if letter == "E" and spec.moe is not None:
         return MixtureOfExperts(
             # The routing bias is no parameter, so that freezing parameters would not keep it.

@@ -25,7 +25,7 @@ from lanewise.parallel import compile_regions, recompute
 from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
-from lanewise.train import checkpoint
+from lanewise.train import checkpoint, saved
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
 from lanewise.train.data.token_facts import token_facts
@@ -123,7 +123,9 @@ class Run:
         )
         offered = capabilities(resolved.device_type)
         self.ops = OpSet.resolve(
-            resolved.op_preferences, lane_problems(lane, resolved.device_type), offered
+            resolved.op_preferences,
+            lane_problems(lane, resolved.device_type, resolved.model_switches),
+            offered,
         )
         facts = None
         if resolved.model_switches.get("metadata_embeddings", False):
@@ -157,7 +159,7 @@ class Run:
             with self.goodput.span("checkpoint_restore"):
                 self._restore()
         if compiled:
-            compile_regions.compile_blocks(self.model.blocks, offered)
+            compile_regions.compile_blocks(self.model.sub_layers, offered)
             start_ns = self._clock()
             with self.goodput.span("compile"):
                 self._trigger_compilation(device)
@@ -229,6 +231,7 @@ class Run:
                     loader=self._loader.state(),
                     totals={"tokens": self.next_step * self.tokens_per_step},
                 ),
+                files=saved.files(self.request.resolved, self.corpus.tokenizer),
             )
         self._loop.tag_next_step("checkpoint")
         return path
