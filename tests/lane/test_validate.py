@@ -84,6 +84,10 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             ["model.mamba.mimo_rank=8"],
             "chunk_size = 16 × mimo_rank = 8 exceeds 64 rows; use at most 8",
         ),
+        (
+            ["model.mamba.version=mamba2", "model.mamba.mimo_rank=2"],
+            "mimo_rank = 2 is of Mamba-3 only; use 1 beside version = 'mamba2'",
+        ),
         (["model.mamba.rope_fraction=0.35"], "rotates 11 of state_size = 32 coordinates, an odd"),
         (["model.mamba.dt_min=1.0"], "dt_min = 1.0 exceeds dt_max = 0.1"),
         (["model.mamba.dt_floor=1.0"], "dt_floor = 1.0 exceeds dt_max = 0.1"),
@@ -230,3 +234,8 @@ def test_letters_without_their_table_are_refused(letter: str, table: str) -> Non
 def test_bad_dense_settings(override: str, expected: str) -> None:
     lines = problems_of("dense-tiny", override)
     assert any(expected in line for line in lines), lines
+
+
+def test_what_only_mamba_3_has_is_no_fault_of_mamba_2() -> None:
+    overrides = ["model.mamba.version=mamba2", "model.mamba.rope_fraction=0.35"]
+    assert list(faults(load_lane("nam56r-tiny", overrides))) == []

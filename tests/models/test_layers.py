@@ -4,7 +4,6 @@ from torch.nn import functional as F
 
 from lanewise.models.layers import init_dt_bias, is_decayed, must_stay_fp32
 from lanewise.models.mamba import decay_rate
-from lanewise.models.recurrent import causal_depthwise_conv
 from tests.models.micro import micro_model
 
 
@@ -49,19 +48,6 @@ def test_softplus_decay_is_minus_softplus() -> None:
     torch.testing.assert_close(
         decay_rate(dd_a, decay_map="softplus", a_floor=1e-4), -F.softplus(dd_a)
     )
-
-
-def test_depthwise_conv_is_its_definition() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
-    weight = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-    bias = torch.randn(3, generator=generator, dtype=torch.float64)
-    expected = bias.expand_as(x).clone()
-    for t in range(7):
-        for tap in range(4):
-            if t - 3 + tap >= 0:
-                expected[:, t] += weight[:, tap] * x[:, t - 3 + tap]
-    torch.testing.assert_close(causal_depthwise_conv(x, weight, bias), expected)
 
 
 def test_vectors_are_neither_decayed_nor_cast_and_matrices_are_decayed() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lanewise.errors import DataError, NotBuiltError, UsageError
+from lanewise.lane.load import load_lane
 from lanewise.receipts.schema import RunReceipt, StepSeries
 from lanewise.receipts.store import Store
 from lanewise.receipts.validate import receipt_file_faults
@@ -45,6 +46,22 @@ def faults(folder: Path) -> list[str]:
     store = Store(str(folder / "store"))
     (file,) = store.receipt_files()
     return receipt_file_faults(f"{store.root}/{file.name}")
+
+
+def test_the_tiny_lane_trains_with_mamba_2(tmp_path: Path) -> None:
+    sizes = ["batch.micro_batch_size=1", "batch.sequence_length=40"]  # two chunks and a half
+    overrides = ["model.mamba.version=mamba2", *sizes]
+    train(tmp_path, lane=load_lane("nam56r-tiny", overrides), steps=10)
+    receipt = stored(tmp_path)
+    assert receipt.outcome.status == "success"
+    assert receipt.numerics.losses_finite
+    losses = series(tmp_path).loss
+    assert losses[-1] < losses[0]
+    (feature,) = [f for f in receipt.features if f.key == "fused_mamba"]
+    assert feature.effective == feature.requested == "on"
+    observed = {record.op: record.observed for record in receipt.backends}
+    assert observed["ssd_scan"] == ("chunked.torch",)
+    assert "ssm_scan" not in observed
 
 
 def test_a_run_writes_one_complete_receipt(tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ class Feature:
     screened: bool = True
     misfit: Callable[[ModelSpec], str | None] = lambda _: None
 
+    def ops_for(self, model: ModelSpec) -> tuple[str, ...]:
+        """Ops that any state sets and this model runs, sorted."""
+        ops = {op for setting in self.settings.values() for op in setting.ops}
+        return tuple(sorted(op for op in ops if runs_op(op, model)))
+
     @property
     def states(self) -> tuple[str, ...]:
         """States in declaration order; `off` first."""
@@ -126,10 +131,31 @@ class Feature:
         return self.misfit(model)
 
 
+ALTERNATIVE_OPS: Mapping[str, Callable[[ModelSpec], bool]] = MappingProxyType(
+    {
+        "ssm_scan": lambda model: not _is_mamba2(model),
+        "ssd_scan": lambda model: _is_mamba2(model),
+    }
+)
+"""Ops of which a block runs one or another, by its table, and the models that run each."""
+
+
+def _is_mamba2(model: ModelSpec) -> bool:
+    return model.mamba is not None and model.mamba.version == "mamba2"
+
+
+def runs_op(op: str, model: ModelSpec) -> bool:
+    """Whether a model that has the blocks of an op runs it, rather than an alternative of it."""
+    return op not in ALTERNATIVE_OPS or ALTERNATIVE_OPS[op](model)
+
+
 def _op_switch(
-    op: str, *, off: Mapping[str, Preference], on: Mapping[str, Preference]
+    *ops: str, off: Mapping[str, Preference], on: Mapping[str, Preference]
 ) -> dict[str, Setting]:
-    return {"off": Setting(ops={op: off}), "on": Setting(ops={op: on})}
+    return {
+        "off": Setting(ops=dict.fromkeys(ops, off)),
+        "on": Setting(ops=dict.fromkeys(ops, on)),
+    }
 
 
 def _tax(
@@ -173,9 +199,12 @@ FEATURES: tuple[Feature, ...] = (
         family="fused_mamba",
         letters=frozenset("M"),
         settings=_op_switch(
-            "ssm_scan", off={"cpu": ("recurrence.torch",)}, on={"cpu": ("chunked.torch",)}
+            "ssm_scan",
+            "ssd_scan",
+            off={"cpu": ("recurrence.torch",)},
+            on={"cpu": ("chunked.torch",)},
         ),
-        control_note="the step recurrence: no installable Mamba-3 package runs on a CPU",
+        control_note="the step recurrence: no installable Mamba package runs on a CPU",
         default_state="on",
         stance="default on",
     ),

@@ -132,8 +132,13 @@ def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
             f"= {mamba.num_groups} does not divide num_heads = {mamba.num_heads}; "
             f"use {divisors_in_words(mamba.num_heads)}",
         )
+    if mamba.version == "mamba2" and mamba.mimo_rank != 1:
+        yield (
+            (*path, "mimo_rank"),
+            f"= {mamba.mimo_rank} is of Mamba-3 only; use 1 beside version = 'mamba2'",
+        )
     rotated = math.floor(mamba.state_size * mamba.rope_fraction)
-    if rotated % 2:
+    if mamba.version == "mamba3" and rotated % 2:
         yield (
             (*path, "rope_fraction"),
             f"= {mamba.rope_fraction} rotates {rotated} of state_size = {mamba.state_size} coordinates, an odd number; "

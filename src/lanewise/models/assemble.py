@@ -13,6 +13,7 @@ from lanewise.models.grouped_query import GroupedQueryAttention
 from lanewise.models.hyper_connections import HyperConnections
 from lanewise.models.layers import DTYPES, Block
 from lanewise.models.mamba import Mamba
+from lanewise.models.mamba2 import Mamba2
 from lanewise.models.mlp import Mlp
 from lanewise.models.moe import MixtureOfExperts
 from lanewise.models.recurrent import Recurrent
@@ -54,6 +55,8 @@ def build_block(
             ops=ops,
         )
     if letter == "M" and spec.mamba is not None:
+        if spec.mamba.version == "mamba2":
+            return Mamba2(spec.mamba, hidden_size=hidden, eps=eps, ops=ops)
         return Mamba(spec.mamba, hidden_size=hidden, eps=eps, ops=ops)
     if letter == "R" and spec.recurrent is not None:
         return Recurrent(spec.recurrent, hidden_size=hidden, eps=eps, ops=ops)

@@ -21,6 +21,7 @@ from lanewise.ops import (
     moe_experts,
     optimizer_step,
     sparse_attention,
+    ssd_scan,
     ssm_scan,
 )
 from lanewise.ops.dispatch import choose, did_you_mean, load
@@ -191,6 +192,21 @@ class OpSet:
             run, q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size
         )
 
+    def ssd_scan(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        skip: Tensor,
+        chunk_size: int,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Mamba-2 scan; see `ops.ssd_scan`."""
+        run = self._launch("ssd_scan")
+        return ssd_scan.ssd_scan(run, x, dt, a, b, c, skip, chunk_size, document_ids)
+
     def m2rnn_scan(
         self,
         q: Tensor,
@@ -199,10 +215,12 @@ class OpSet:
         weight: Tensor,
         forget: Tensor,
         state_gradient_clip: float,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Matrix-state recurrence; see `ops.m2rnn_scan`."""
+        run = self._launch("m2rnn_scan")
         return m2rnn_scan.m2rnn_scan(
-            self._launch("m2rnn_scan"), q, k, v, weight, forget, state_gradient_clip
+            run, q, k, v, weight, forget, state_gradient_clip, document_ids
         )
 
     def linear_cross_entropy(

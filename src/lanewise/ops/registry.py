@@ -18,6 +18,7 @@ from lanewise.ops import (
     moe_experts,
     optimizer_step,
     sparse_attention,
+    ssd_scan,
     ssm_scan,
 )
 from lanewise.ops.dispatch import installation_rejection
@@ -34,6 +35,7 @@ SPECS: Mapping[str, OpSpec] = MappingProxyType(
         "indexer_warmup_loss": indexer_warmup_loss.SPEC,
         "moe_experts": moe_experts.SPEC,
         "ssm_scan": ssm_scan.SPEC,
+        "ssd_scan": ssd_scan.SPEC,
         "m2rnn_scan": m2rnn_scan.SPEC,
         "linear_cross_entropy": linear_cross_entropy.SPEC,
         "optimizer_step": optimizer_step.SPEC,
