@@ -26,6 +26,7 @@ def test_list_names_the_presets_and_own_lanes(
     assert code == 0
     assert [entry["name"] for entry in json.loads(out)] == [
         "nam56r-tiny",
+        "nam56r-tiny-full",
         "dense-tiny",
         "nam52-tiny",
         "nam56r-period",

@@ -54,6 +54,7 @@ def test_every_preset_loads_under_its_own_name(name: str) -> None:
 def test_the_presets_ship() -> None:
     assert preset_names() == (
         "nam56r-tiny",
+        "nam56r-tiny-full",
         "dense-tiny",
         "nam52-tiny",
         "nam56r-period",

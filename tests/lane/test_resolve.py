@@ -135,7 +135,7 @@ def test_unknown_features_and_states_get_suggestions() -> None:
         resolved(overrides={"fused_moe": "onn"})
 
 
-@pytest.mark.parametrize("key", ["stp", "fused_mla_projection"])
+@pytest.mark.parametrize("key", ["fused_mla_projection"])
 def test_a_feature_that_is_not_built_may_be_off_and_not_on(key: str) -> None:
     assert decided(resolved(f"features.{key}=off"), key) == ("off", "explicit")
     with pytest.raises(NotBuiltError, match=f"feature {key} = 'on'"):

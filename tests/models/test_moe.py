@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from lanewise.models.assemble import build_block
-from lanewise.models.moe import MixtureOfExperts, activate, count_assignments
+from lanewise.models.layers import activate
+from lanewise.models.moe import MixtureOfExperts, count_assignments
 from tests.models.micro import micro_lane, micro_model, random_batch, reference_ops
 
 

@@ -150,4 +150,6 @@ def _setting_in_words(setting: Setting) -> str:
 
 
 def _blocks(feature: Feature) -> str:
+    if feature.table is not None:
+        return f"[model.{feature.table}]"
     return " ".join(sorted(feature.letters)) or "all"

@@ -94,7 +94,7 @@ def _resolve(name: str, overrides: list[str] | tuple[()], config: Path | None) -
     from lanewise.lane.resolve import resolve
 
     lane = load_lane(name, overrides)
-    require_built(lane, device_type="cpu")
+    require_built(lane)
     return resolve(
         lane,
         machine_class=detect_machine_class("cpu"),

@@ -89,6 +89,7 @@ def preset_names() -> tuple[str, ...]:
     }
     order = (
         "nam56r-tiny",
+        "nam56r-tiny-full",
         "dense-tiny",
         "nam52-tiny",
         "nam56r-period",

@@ -16,6 +16,7 @@ from lanewise.lane.schema import (
     GroupedQuerySpec,
     MambaSpec,
     MlpSpec,
+    ModelSpec,
     MoeSpec,
     MtpSpec,
     NgramEmbeddingSpec,
@@ -182,18 +183,30 @@ def mlp_params(spec: MlpSpec, hidden_size: int) -> BlockParams:
     return BlockParams(total=matmul + hidden_size, active=matmul + hidden_size, matmul=matmul)
 
 
-def mtp_params(spec: MtpSpec, attention: AttentionSpec, hidden_size: int) -> BlockParams:
-    """One MTP depth: RMSNorm of the hidden state and of the embedding, projection 2d×d, a dense MLA sub-layer, an MLP
-    d×F_mtp and F_mtp×d without gate, both pre-normed, and a final RMSNorm. The head and the embedding are the model's.
+def mtp_params(
+    spec: MtpSpec, attention: AttentionSpec | GroupedQuerySpec, hidden_size: int
+) -> BlockParams:
+    """One MTP block: RMSNorm of the hidden state and of the embedding, projection 2d×d, a dense attention sub-layer and
+    an MLP sub-layer of width F_mtp, each with its pre-norm, and a final RMSNorm. Head and embedding are the model's.
     """
-    attention_block = attention_params(attention, hidden_size)
-    matmul = (
-        2 * hidden_size * hidden_size
-        + attention_block.matmul
-        + 2 * hidden_size * spec.mlp_hidden_size
+    parts = (
+        attention_params(attention, hidden_size)
+        if isinstance(attention, AttentionSpec)
+        else grouped_query_params(attention, hidden_size),
+        mlp_params(
+            MlpSpec(mlp_hidden_size=spec.mlp_hidden_size, activation=spec.activation), hidden_size
+        ),
     )
-    norms = attention_block.total - attention_block.matmul + 4 * hidden_size
-    return BlockParams(total=matmul + norms, active=matmul + norms, matmul=matmul)
+    projection = 2 * hidden_size * hidden_size
+    total = projection + 3 * hidden_size + sum(part.total for part in parts)
+    return BlockParams(
+        total=total, active=total, matmul=projection + sum(part.matmul for part in parts)
+    )
+
+
+def mtp_attention(model: ModelSpec) -> AttentionSpec | GroupedQuerySpec | None:
+    """The attention of an MTP block: MLA where the model has its table, else grouped-query attention."""
+    return model.attention or model.grouped_query
 
 
 def ngram_params(spec: NgramEmbeddingSpec, hidden_size: int) -> BlockParams:

@@ -15,7 +15,6 @@ Legend: B batch, T sequence, d hidden, S = B·T tokens, E experts, k top-k, F ex
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise.lane.schema import MoeSpec
@@ -26,6 +25,7 @@ from lanewise.models.layers import (
     BlockOutput,
     Context,
     Linear,
+    activate,
     init_normal,
     keep_fp32,
 )
@@ -133,14 +133,6 @@ class MixtureOfExperts(Block):
         self.bias += self.spec.bias_update_rate * error.sign()
         self.load.zero_()
         return load.std(correction=0) / load.mean().clamp(min=1)
-
-
-def activate(x: Tensor, activation: str) -> Tensor:
-    """The expert activation for the shared expert: [..., F], or [..., 2F] → [..., F] for `swiglu`."""
-    if activation == "swiglu":
-        gate, up = x.chunk(2, dim=-1)
-        return F.silu(gate) * up
-    return F.relu(x).square() if activation == "relu2" else F.gelu(x)
 
 
 def count_assignments(expert_ids: Tensor, num_experts: int) -> Tensor:

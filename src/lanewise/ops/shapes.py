@@ -1,7 +1,8 @@
 """Named shapes of every op, one place for tests, benchmarks and tuning.
 
 `tiny`, `odd` (63 tokens) and `single` (one token) are small enough for any test; `nam56r-tiny` and `nam56r` are what
-those presets ask for per micro-batch; `anchor_*` are the shapes at which public kernels were measured on one H100.
+those presets ask for per micro-batch; `anchor_*` are the shapes at which public kernels were measured on one H100, or the
+sizes of the public model that a block comes from.
 Dims carry the names of each op's legend.
 """
 
@@ -34,15 +35,86 @@ SHAPES: Mapping[str, Mapping[str, Dims]] = MappingProxyType(
             "anchor_56_heads": {"B": 4, "T": 4_096, "H": 56, "D_n": 64, "D_r": 64, "D_v": 64},
         },
         "attention_core": {
-            "tiny": {"B": 2, "T": 8, "H": 3, "D_qk": 10, "D_v": 5},
-            "odd": {"B": 1, "T": 63, "H": 2, "D_qk": 11, "D_v": 7},
-            "single": {"B": 2, "T": 1, "H": 2, "D_qk": 6, "D_v": 4},
-            "wide_v": {"B": 1, "T": 9, "H": 2, "D_qk": 4, "D_v": 6},
-            "equal": {"B": 2, "T": 16, "H": 2, "D_qk": 8, "D_v": 8},
-            "blocks": {"B": 1, "T": 97, "H": 2, "D_qk": 6, "D_v": 4},
-            "nam56r-tiny": {"B": 8, "T": 64, "H": 4, "D_qk": 32, "D_v": 16},
-            "nam56r": {"B": 4, "T": 4_096, "H": 28, "D_qk": 128, "D_v": 64},
-            "anchor_56_heads": {"B": 4, "T": 4_096, "H": 56, "D_qk": 128, "D_v": 64},
+            "tiny": {"B": 2, "T": 8, "H": 3, "H_kv": 3, "D_qk": 10, "D_v": 5, "documents": 0},
+            "odd": {"B": 1, "T": 63, "H": 2, "H_kv": 2, "D_qk": 11, "D_v": 7, "documents": 0},
+            "single": {"B": 2, "T": 1, "H": 2, "H_kv": 2, "D_qk": 6, "D_v": 4, "documents": 0},
+            "wide_v": {"B": 1, "T": 9, "H": 2, "H_kv": 2, "D_qk": 4, "D_v": 6, "documents": 0},
+            "equal": {"B": 2, "T": 16, "H": 2, "H_kv": 2, "D_qk": 8, "D_v": 8, "documents": 0},
+            "blocks": {"B": 1, "T": 97, "H": 2, "H_kv": 2, "D_qk": 6, "D_v": 4, "documents": 0},
+            "documents": {"B": 2, "T": 63, "H": 2, "H_kv": 2, "D_qk": 6, "D_v": 4, "documents": 1},
+            "grouped": {"B": 2, "T": 63, "H": 4, "H_kv": 2, "D_qk": 8, "D_v": 8, "documents": 1},
+            "one_kv_head": {
+                "B": 2,
+                "T": 40,
+                "H": 3,
+                "H_kv": 1,
+                "D_qk": 7,
+                "D_v": 5,
+                "documents": 0,
+            },
+            "nam56r-tiny": {
+                "B": 8,
+                "T": 64,
+                "H": 4,
+                "H_kv": 4,
+                "D_qk": 32,
+                "D_v": 16,
+                "documents": 0,
+            },
+            "nam56r": {
+                "B": 4,
+                "T": 4_096,
+                "H": 28,
+                "H_kv": 28,
+                "D_qk": 128,
+                "D_v": 64,
+                "documents": 0,
+            },
+            "anchor_56_heads": {
+                "B": 4,
+                "T": 4_096,
+                "H": 56,
+                "H_kv": 56,
+                "D_qk": 128,
+                "D_v": 64,
+                "documents": 0,
+            },
+        },
+        "index_topk": {
+            "tiny": {"B": 2, "T": 8, "H_I": 3, "D_I": 5, "k": 3},
+            "odd": {"B": 1, "T": 63, "H_I": 2, "D_I": 6, "k": 9},
+            "single": {"B": 2, "T": 1, "H_I": 2, "D_I": 4, "k": 4},
+            "blocks": {"B": 2, "T": 97, "H_I": 2, "D_I": 4, "k": 40},
+            "nam56r-tiny": {"B": 8, "T": 64, "H_I": 2, "D_I": 16, "k": 16},
+            "nam56r": {"B": 4, "T": 4_096, "H_I": 32, "D_I": 64, "k": 256},
+            "anchor_v32": {"B": 1, "T": 4_096, "H_I": 64, "D_I": 128, "k": 2_048},
+        },
+        "sparse_attention": {
+            "tiny": {"B": 2, "T": 8, "H": 3, "C": 5, "D_r": 4, "k": 3},
+            "odd": {"B": 1, "T": 63, "H": 2, "C": 6, "D_r": 2, "k": 9},
+            "single": {"B": 2, "T": 1, "H": 2, "C": 4, "D_r": 2, "k": 1},
+            "blocks": {"B": 2, "T": 97, "H": 2, "C": 4, "D_r": 2, "k": 40},
+            "nam56r-tiny": {"B": 8, "T": 64, "H": 4, "C": 32, "D_r": 16, "k": 16},
+            "nam56r": {"B": 4, "T": 4_096, "H": 28, "C": 64, "D_r": 64, "k": 256},
+            "anchor_v32": {"B": 1, "T": 4_096, "H": 128, "C": 512, "D_r": 64, "k": 2_048},
+        },
+        "indexer_loss": {
+            "tiny": {"B": 2, "T": 8, "H_I": 3, "D_I": 5, "k": 3},
+            "odd": {"B": 1, "T": 63, "H_I": 2, "D_I": 6, "k": 9},
+            "single": {"B": 2, "T": 1, "H_I": 2, "D_I": 4, "k": 1},
+            "blocks": {"B": 2, "T": 97, "H_I": 2, "D_I": 4, "k": 40},
+            "nam56r-tiny": {"B": 8, "T": 64, "H_I": 2, "D_I": 16, "k": 16},
+            "nam56r": {"B": 4, "T": 4_096, "H_I": 32, "D_I": 64, "k": 256},
+            "anchor_v32": {"B": 1, "T": 4_096, "H_I": 64, "D_I": 128, "k": 2_048},
+        },
+        "indexer_warmup_loss": {
+            "tiny": {"B": 2, "T": 8, "H_I": 3, "D_I": 5, "H": 2, "D": 7},
+            "odd": {"B": 1, "T": 63, "H_I": 2, "D_I": 6, "H": 3, "D": 5},
+            "single": {"B": 2, "T": 1, "H_I": 2, "D_I": 4, "H": 2, "D": 4},
+            "blocks": {"B": 2, "T": 97, "H_I": 2, "D_I": 4, "H": 2, "D": 6},
+            "nam56r-tiny": {"B": 8, "T": 64, "H_I": 2, "D_I": 16, "H": 4, "D": 48},
+            "nam56r": {"B": 4, "T": 4_096, "H_I": 32, "D_I": 64, "H": 28, "D": 128},
+            "anchor_v32": {"B": 1, "T": 4_096, "H_I": 64, "D_I": 128, "H": 128, "D": 576},
         },
         "moe_experts": {
             "tiny": {"S": 32, "d": 12, "E": 4, "k": 2, "F": 10},

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +37,10 @@ class Batch(Protocol):
     def targets(self) -> np.ndarray:
         """Next tokens."""
 
+    @property
+    def document_ids(self) -> np.ndarray:
+        """Document of each input."""
+
 
 class BatchSource(Protocol):
     """A resumable stream of micro-batches."""
@@ -57,6 +61,7 @@ class StepResult:
         grad_norm: global norm before clipping; None when it is neither clipped nor measured.
         expert_load_cv: spread of tokens over experts, mean over E layers; None without them or unmeasured.
         tags: `gc`, `compile`, `checkpoint` (first step after one).
+        auxiliary_losses: unweighted, by name, mean over micro-batches, e.g. the cross-entropy `mtp_1`.
     """
 
     step: int
@@ -66,6 +71,7 @@ class StepResult:
     grad_norm: float | None
     expert_load_cv: float | None
     tags: tuple[str, ...]
+    auxiliary_losses: Mapping[str, float] = field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -79,6 +85,7 @@ class TrainingLoop:
         accumulation_steps: micro-batches per optimizer step.
         goodput: spans `step`, `data_wait` and `gc` are opened on it.
         measure: whether gradient norm and expert load are read out.
+        isolate_documents: whether the model is told which document each token belongs to.
         graphs_compiled: reads how many graphs torch.compile has built, to tag steps that compile; None when it is off.
         clock: monotonic nanoseconds.
         gc_interval_steps: steps between two collections.
@@ -94,6 +101,7 @@ class TrainingLoop:
         accumulation_steps: int,
         goodput: GoodputClock,
         measure: bool = True,
+        isolate_documents: bool = False,
         graphs_compiled: Callable[[], int] | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         gc_interval_steps: int = GC_INTERVAL_STEPS,
@@ -106,6 +114,7 @@ class TrainingLoop:
         self._accumulation_steps = accumulation_steps
         self._goodput = goodput
         self._measure = measure
+        self._isolate_documents = isolate_documents
         self._graphs_compiled = graphs_compiled or (lambda: 0)
         self._clock = clock
         self._gc_interval_steps = gc_interval_steps
@@ -126,19 +135,19 @@ class TrainingLoop:
         data_wait_ns = 0
         with self._goodput.span("step"):
             set_learning_rate(self.optimizer, learning_rate(step, self._spec))
-            losses: list[Tensor] = []
+            losses: list[Loss] = []
             for _ in range(self._accumulation_steps):
                 wait_start_ns = self._clock()
                 with self._goodput.span("data_wait"):
-                    tokens, targets = self._next_micro_batch()
+                    micro_batch = self._next_micro_batch()
                 data_wait_ns += self._clock() - wait_start_ns
-                losses.append(self._accumulate(tokens, targets))
+                losses.append(self._accumulate(*micro_batch))
             grad_norm = self._clip()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             expert_load_cv = self.model.update_expert_bias()
             # Reading the loss waits for the device, so the step ends when its work has ended.
-            loss = torch.stack(losses).mean().item()
+            loss, auxiliary_losses = _read(losses)
             if (step + 1) % self._gc_interval_steps == 0:
                 with self._goodput.span("gc"):
                     gc.collect(1)
@@ -157,6 +166,7 @@ class TrainingLoop:
                 expert_load_cv.item() if self._measure and expert_load_cv is not None else None
             ),
             tags=tuple(tags),
+            auxiliary_losses=auxiliary_losses,
         )
 
     def untimed_step(self) -> None:
@@ -169,20 +179,32 @@ class TrainingLoop:
             self._goodput = goodput
             self.next_step = step
 
-    def _next_micro_batch(self) -> tuple[Tensor, Tensor]:
+    def _next_micro_batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens, targets, and document ids if documents are isolated."""
         batch = self.loader.next()
-        tokens = torch.from_numpy(batch.tokens).to(self._device, non_blocking=True)
-        return tokens, torch.from_numpy(batch.targets).to(self._device, non_blocking=True)
+        document_ids = self._to_device(batch.document_ids) if self._isolate_documents else None
+        return self._to_device(batch.tokens), self._to_device(batch.targets), document_ids
 
-    def _accumulate(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        loss: Loss = self.model(tokens, targets)
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+    def _accumulate(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None) -> Loss:
+        loss: Loss = self.model(tokens, targets, document_ids=document_ids, step=self.next_step)
         torch.autograd.backward(loss.total / self._accumulation_steps)
-        return loss.cross_entropy.detach()
+        return loss.detach()
 
     def _clip(self) -> Tensor | None:
         if self._spec.grad_clip_norm > 0 or self._measure:
             return clip_gradients(self._parameters, self._spec.grad_clip_norm)
         return None
+
+
+def _read(losses: Sequence[Loss]) -> tuple[float, dict[str, float]]:
+    """Mean cross-entropy and mean unweighted auxiliary losses of the micro-batches, in one transfer."""
+    names = list(losses[0].unweighted)
+    rows = [torch.stack([one.cross_entropy, *one.unweighted.values()]) for one in losses]
+    loss, *auxiliary = torch.stack(rows).mean(dim=0).tolist()
+    return loss, dict(zip(names, auxiliary, strict=True))
 
 
 @contextlib.contextmanager
