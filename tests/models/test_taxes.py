@@ -92,6 +92,17 @@ def test_a_model_with_taxes_trains(switches: dict[str, bool]) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("residual", ["fp32", "bf16"])
+def test_all_taxes_compute_in_bf16(residual: str) -> None:
+    changes = {"model__engram__gated": True, "model__engram__conv_kernel_size": 2}
+    lane = lane_of(precision__compute="bf16", precision__residual=residual, **changes)
+    batch = random_batch(lane)
+    loss = model_of(lane, ALL)(*batch).total
+    loss.backward()
+    exact = model_of(lane_of(**changes), ALL)(*batch).total
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
+
+
 @pytest.mark.parametrize(
     "keys", [TAXES[:1], TAXES[1:2], TAXES[2:3], TAXES[:3]], ids=lambda keys: "+".join(keys)
 )
