@@ -97,6 +97,12 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
         (["optimizer.min_learning_rate=1"], "min_learning_rate = 1.0 exceeds learning_rate"),
         (["optimizer.betas=[0.9, 1.0]"], "betas = [0.9, 1.0] must be below 1"),
         (["optimizer.betas=[0.9]"], "optimizer.betas"),
+        (
+            ["recompute.grouped_query=full"],
+            "recompute.grouped_query = full has nothing to compute again: the pattern AEMEAEMEAEMR has no G",
+        ),
+        (["recompute.mtp=selective"], "the lane has no table [model.mtp]"),
+        (["recompute.mamba=some"], "use 'none', 'selective' or 'full'"),
         (["optimizer.betas=[0.9, nan]"], "optimizer.betas.1 = nan is not a finite number"),
         (["seed=9007199254740993"], "seed = 9007199254740993 is too large"),
         (["model=3"], "model = 3 is wrong: it must be an object"),

@@ -90,7 +90,7 @@ def show(
 
     loaded, settings = _load(lane, overrides, config)
     found = _resolve(loaded, settings, machine)
-    missing = not_built(found.lane, device_type=found.device_type)
+    missing = not_built(found.lane)
     flops = lane_flops(found.lane)
     three = conventions(found.lane, found.model_switches)
     if as_json:
@@ -131,7 +131,7 @@ def check(
         problems = [asdict(problem) for problem in error.problems]
         print_json({"ok": False, "error": str(error), "problems": problems})
         raise typer.Exit(error.exit_code) from error
-    missing = not_built(found.lane, device_type=found.device_type)
+    missing = not_built(found.lane)
     if as_json:
         print_json({"ok": True, "digest": found.digest, "not_built": list(missing)})
         return

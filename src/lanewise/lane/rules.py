@@ -43,6 +43,7 @@ def faults(lane: Lane) -> Iterator[Fault]:
     yield from _other_model_faults(model)
     yield from _auxiliary_objective_faults(lane)
     yield from _recipe_faults(lane)
+    yield from _recompute_faults(lane)
     yield from _name_faults(lane)
     yield from topology.faults(lane.topology, model)
 
@@ -205,6 +206,31 @@ def _recipe_faults(lane: Lane) -> Iterator[Fault]:
             f"= {lane.model.vocab_size} is too small for byte tokens; use at least {BYTE_VOCABULARY} "
             "(256 bytes and a document separator)",
         )
+
+
+def _recompute_faults(lane: Lane) -> Iterator[Fault]:
+    model = lane.model
+    if pattern.fault(model.pattern) is not None:
+        return
+    letters = set(pattern.layer_letters(model))
+    used = {table for letter, table in pattern.TABLE_OF_LETTER.items() if letter in letters}
+    used |= {"mtp"} if model.mtp else set()
+    for family, policy in lane.recompute:
+        if policy != "none" and family not in used:
+            yield (
+                ("recompute", family),
+                f"= {policy} has nothing to compute again: "
+                + (
+                    "the lane has no table [model.mtp]"
+                    if family == "mtp"
+                    else f"the pattern {model.pattern} has no {_letter_of(family)}"
+                )
+                + f'; set recompute.{family} = "none"',
+            )
+
+
+def _letter_of(table: str) -> str:
+    return next(letter for letter, name in pattern.TABLE_OF_LETTER.items() if name == table)
 
 
 def _name_faults(lane: Lane) -> Iterator[Fault]:

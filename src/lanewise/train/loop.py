@@ -37,6 +37,10 @@ class Batch(Protocol):
     def targets(self) -> np.ndarray:
         """Next tokens."""
 
+    @property
+    def document_ids(self) -> np.ndarray:
+        """Document of each input."""
+
 
 class BatchSource(Protocol):
     """A resumable stream of micro-batches."""
@@ -81,6 +85,7 @@ class TrainingLoop:
         accumulation_steps: micro-batches per optimizer step.
         goodput: spans `step`, `data_wait` and `gc` are opened on it.
         measure: whether gradient norm and expert load are read out.
+        isolate_documents: whether the model is told which document each token belongs to.
         graphs_compiled: reads how many graphs torch.compile has built, to tag steps that compile; None when it is off.
         clock: monotonic nanoseconds.
         gc_interval_steps: steps between two collections.
@@ -96,6 +101,7 @@ class TrainingLoop:
         accumulation_steps: int,
         goodput: GoodputClock,
         measure: bool = True,
+        isolate_documents: bool = False,
         graphs_compiled: Callable[[], int] | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         gc_interval_steps: int = GC_INTERVAL_STEPS,
@@ -108,6 +114,7 @@ class TrainingLoop:
         self._accumulation_steps = accumulation_steps
         self._goodput = goodput
         self._measure = measure
+        self._isolate_documents = isolate_documents
         self._graphs_compiled = graphs_compiled or (lambda: 0)
         self._clock = clock
         self._gc_interval_steps = gc_interval_steps
@@ -132,9 +139,9 @@ class TrainingLoop:
             for _ in range(self._accumulation_steps):
                 wait_start_ns = self._clock()
                 with self._goodput.span("data_wait"):
-                    tokens, targets = self._next_micro_batch()
+                    micro_batch = self._next_micro_batch()
                 data_wait_ns += self._clock() - wait_start_ns
-                losses.append(self._accumulate(tokens, targets))
+                losses.append(self._accumulate(*micro_batch))
             grad_norm = self._clip()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -172,13 +179,17 @@ class TrainingLoop:
             self._goodput = goodput
             self.next_step = step
 
-    def _next_micro_batch(self) -> tuple[Tensor, Tensor]:
+    def _next_micro_batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens, targets, and document ids if documents are isolated."""
         batch = self.loader.next()
-        tokens = torch.from_numpy(batch.tokens).to(self._device, non_blocking=True)
-        return tokens, torch.from_numpy(batch.targets).to(self._device, non_blocking=True)
+        document_ids = self._to_device(batch.document_ids) if self._isolate_documents else None
+        return self._to_device(batch.tokens), self._to_device(batch.targets), document_ids
 
-    def _accumulate(self, tokens: Tensor, targets: Tensor) -> Loss:
-        loss: Loss = self.model(tokens, targets, step=self.next_step)
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+    def _accumulate(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None) -> Loss:
+        loss: Loss = self.model(tokens, targets, document_ids=document_ids, step=self.next_step)
         torch.autograd.backward(loss.total / self._accumulation_steps)
         return loss.detach()
 

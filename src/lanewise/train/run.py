@@ -21,7 +21,7 @@ from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
-from lanewise.parallel import compile_regions
+from lanewise.parallel import compile_regions, recompute
 from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
@@ -89,7 +89,7 @@ class Run:
         host_allocator: str = "the C library's default",
     ) -> None:
         resolved = request.resolved
-        require_built(resolved.lane, device_type=resolved.device_type)
+        require_built(resolved.lane)
         self.request = request
         self.lane = resolved.lane
         self._created_at = today().isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -101,6 +101,7 @@ class Run:
         self.messages: list[str] = []
         self._recorder = StepRecorder()
         self._expert_load_cvs: list[float] = []
+        self._auxiliary_losses: dict[str, list[float]] = {}
         self._finished = False
         self._compile_seconds = 0.0
         with self.goodput.span("training_prep"):
@@ -129,13 +130,14 @@ class Run:
         self.model = HybridModel(lane, model_switches=resolved.model_switches, ops=self.ops)
         self.model.reset_parameters(torch.Generator().manual_seed(lane.seed))
         self.model.to(device).train()
+        compiled = resolved.runtime_switches.get("regional_compile", False)
+        recompute.apply(self.model, lane.recompute, compiled=compiled)
         self._optimizer = self.ops.optimizer_step(
             parameter_groups(self.model, lane.optimizer),
             lane.optimizer.learning_rate,
             lane.optimizer.betas,
             lane.optimizer.eps,
         )
-        compiled = resolved.runtime_switches.get("regional_compile", False)
         self._loop = TrainingLoop(
             model=self.model,
             optimizer=self._optimizer,
@@ -144,6 +146,7 @@ class Run:
             accumulation_steps=lane.batch.gradient_accumulation_steps,
             goodput=self.goodput,
             measure=measure,
+            isolate_documents=lane.data.isolate_documents,
             graphs_compiled=compile_regions.graphs_compiled if compiled else None,
             clock=self._clock,
         )
@@ -165,7 +168,9 @@ class Run:
         tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         loads = [buffer for name, buffer in self.model.named_buffers() if name.endswith("load")]
         before = [load.clone() for load in loads]
-        self.model(tokens, tokens).total.backward()
+        # Called as a training step will call it, or the first step would compile again.
+        document_ids = tokens if self.lane.data.isolate_documents else None
+        self.model(tokens, tokens, document_ids=document_ids).total.backward()
         self._optimizer.zero_grad(set_to_none=True)
         for load, value in zip(loads, before, strict=True):
             load.copy_(value)
@@ -204,6 +209,8 @@ class Run:
         )
         if result.expert_load_cv is not None:
             self._expert_load_cvs.append(result.expert_load_cv)
+        for name, value in result.auxiliary_losses.items():
+            self._auxiliary_losses.setdefault(name, []).append(value)
         return result
 
     def save_checkpoint(self) -> Path | None:
@@ -281,6 +288,7 @@ class Run:
                 observations=observations,
                 recorder=self._recorder,
                 expert_load_cvs=self._expert_load_cvs,
+                auxiliary_losses=self._auxiliary_losses,
                 warmup=warmup or self._detect_warmup(),
                 goodput=self.goodput.summary(),
                 compile=self._compile_record(),
