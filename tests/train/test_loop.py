@@ -113,7 +113,7 @@ class RecordingModel(HybridModel):
     ) -> Loss:
         self.seen.append(document_ids)
         self.steps.append(step)
-        found = super().forward(tokens, targets)
+        found = super().forward(tokens, targets, step=step)
         return found._replace(unweighted={"seen": torch.tensor(float(len(self.seen)))})
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from lanewise.lane.index_layers import attends_densely, index_layers
 from lanewise.lane.pattern import layer_letters
-from lanewise.lane.schema import Lane
+from lanewise.lane.schema import AttentionSpec, Lane, SparseAttentionSpec
 from lanewise.models.mamba import num_angles
 from lanewise.ops.spec import Problem
 
@@ -34,7 +35,9 @@ def lane_problems(
     }
     also: dict[str, list[dict[str, int]]] = {}
     attention = model.attention if "A" in letters else None
-    if attention is not None and attention.form == "expanded":
+    has_dense_attention = attends_densely(model) or model_switches.get("mtp")
+    letters_with_core = letters if has_dense_attention else letters - {"A"}
+    if attention is not None and attention.form == "expanded" and "A" in letters_with_core:
         dims["mla_ingress"] = {
             "B": rows,
             "T": length,
@@ -43,8 +46,12 @@ def lane_problems(
             "D_r": attention.qk_rope_head_dim,
             "D_v": attention.v_head_dim,
         }
-    if cores := _attention_cores(lane, letters):
+    if cores := _attention_cores(lane, letters_with_core):
         dims["attention_core"], *also["attention_core"] = cores
+    if attention is not None and attention.sparse is not None and index_layers(model):
+        dims |= _sparse_dims(
+            attention, attention.sparse, {"B": rows, "T": length, "H": attention.num_heads}
+        )
     if "E" in letters and (moe := model.moe) is not None:
         dims["moe_experts"] = {
             **tokens,
@@ -104,3 +111,29 @@ def _attention_cores(lane: Lane, letters: set[str]) -> list[dict[str, int]]:
     batch = lane.batch
     rows = {"B": batch.micro_batch_size, "T": batch.sequence_length}
     return [{**rows, **sizes, "documents": int(lane.data.isolate_documents)} for sizes in heads]
+
+
+def _sparse_dims(
+    attention: AttentionSpec, sparse: SparseAttentionSpec, rows_and_heads: dict[str, int]
+) -> dict[str, dict[str, int]]:
+    """The problems of sparse layers; which of them a layer poses depends on the stage and on whether it is trained."""
+    rows, length = rows_and_heads["B"], rows_and_heads["T"]
+    latent, rope = attention.kv_lora_rank, attention.qk_rope_head_dim
+    index = {
+        "B": rows,
+        "T": length,
+        "H_I": sparse.index_num_heads,
+        "D_I": sparse.index_head_dim,
+    }
+    if sparse.stage == "dense_warmup":
+        return {
+            "indexer_warmup_loss": {**index, "H": attention.num_heads, "D": latent + rope},
+        }
+    selected = {"k": min(sparse.top_k, length)}
+    dims = {
+        "index_topk": {**index, **selected},
+        "sparse_attention": {**rows_and_heads, "C": latent, "D_r": rope, **selected},
+    }
+    if sparse.indexer_loss_coefficient > 0:
+        dims["indexer_loss"] = {**index, **selected}
+    return dims
