@@ -127,7 +127,7 @@ def _controls(feature: Feature) -> dict[str, str]:
     for by_device in feature.settings["off"].ops.values():
         for device, names in by_device.items():
             controls.setdefault(device, []).extend(names)
-    return {device: ", ".join(names) for device, names in controls.items()}
+    return {device: ", ".join(dict.fromkeys(names)) for device, names in controls.items()}
 
 
 def _controls_in_words(feature: Feature) -> str:

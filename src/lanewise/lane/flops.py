@@ -8,6 +8,8 @@ Forward FLOPs per token, S = sequence length, multiply and add counted as two:
   an index.
 - SSM core: max(7, 4R)·d_inner·N. 7 is the Mamba-3 SISO recurrence per state element (decay 1, two rank-1 updates 4,
   readout 2); with MIMO rank R the products of R keys and R queries dominate, 2R + 2R.
+- Mamba-2 core: 5·d_inner·N (decay 1, rank-1 update 2, readout 2) and its depthwise convolution, 2·J·(d_inner + 2·G·N);
+  dt·x is formed once for all N state elements and, like skip and gate, is not counted.
 - M2RNN core: H·K·V·(2V + 7) (h·W 2V, k·vᵀ 2, gated update 3, readout 2) and its depthwise convolution.
 - MTP: block, projection and logits of every depth, also where depths share a block. LM head yes; embedding lookups, norms and activations no.
 
@@ -317,6 +319,9 @@ def _indexer_terms(
 
 def _ssm_core(mamba: MambaSpec) -> Term:
     d_inner = mamba.num_heads * mamba.head_dim
+    if mamba.version == "mamba2":
+        convolution = 2 * mamba.conv_kernel_size * params.mamba2_conv_channels(mamba)
+        return Term(kind="core", forward=float(5 * d_inner * mamba.state_size + convolution))
     per_state_element = max(7, 4 * mamba.mimo_rank)
     return Term(kind="core", forward=float(per_state_element * d_inner * mamba.state_size))
 

@@ -18,6 +18,7 @@ from lanewise.lane.schema import (
     SparseAttentionSpec,
 )
 from lanewise.lane.suggest import did_you_mean
+from lanewise.lane.tax_rules import ngram_fault
 from lanewise.lane.topology import Fault, divisors_in_words
 
 BYTE_VOCABULARY = 257
@@ -131,8 +132,18 @@ def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
             f"= {mamba.num_groups} does not divide num_heads = {mamba.num_heads}; "
             f"use {divisors_in_words(mamba.num_heads)}",
         )
+    if mamba.version == "mamba2" and mamba.mimo_rank != 1:
+        yield (
+            (*path, "mimo_rank"),
+            f"= {mamba.mimo_rank} is of Mamba-3 only; use 1 beside version = 'mamba2'",
+        )
+    if mamba.version == "mamba3" and mamba.state_size % 2:
+        yield (
+            (*path, "state_size"),
+            f"= {mamba.state_size} is odd; rotation turns pairs of coordinates, use an even number",
+        )
     rotated = math.floor(mamba.state_size * mamba.rope_fraction)
-    if rotated % 2:
+    if mamba.version == "mamba3" and rotated % 2:
         yield (
             (*path, "rope_fraction"),
             f"= {mamba.rope_fraction} rotates {rotated} of state_size = {mamba.state_size} coordinates, an odd number; "
@@ -162,11 +173,8 @@ def _other_model_faults(model: ModelSpec) -> Iterator[Fault]:
             f"= {model.moe.top_k} exceeds num_experts = {model.moe.num_experts}; "
             f"use at most {model.moe.num_experts}",
         )
-    if model.ngram_embedding and not model.ngram_embedding.orders:
-        yield (
-            ("model", "ngram_embedding", "orders"),
-            '= [] hashes nothing; set model.ngram_embedding = "none" instead',
-        )
+    if model.ngram_embedding and (fault := ngram_fault(model.ngram_embedding)):
+        yield fault
 
 
 def _auxiliary_objective_faults(lane: Lane) -> Iterator[Fault]:
@@ -245,6 +253,7 @@ def _name_faults(lane: Lane) -> Iterator[Fault]:
     reason = None if wanted == "auto" else machine.fault(wanted)
     if reason is not None:
         yield ("topology", "machine"), f"= '{wanted}' {reason}"
+    has_pattern = pattern.fault(lane.model.pattern) is None
     for key, state in lane.features.items():
         feature = BY_KEY.get(key)
         reason = (
@@ -252,6 +261,9 @@ def _name_faults(lane: Lane) -> Iterator[Fault]:
             if feature is None
             else state_fault(feature, state)
         )
+        if reason is None and feature is not None and state != "off" and has_pattern:
+            misfit = feature.misfit(lane.model)
+            reason = f"= '{state}' cannot be: {misfit}" if misfit else None
         if reason is not None:
             yield ("features", key), reason
     for op in lane.ops:

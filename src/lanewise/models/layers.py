@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +65,11 @@ class BlockOutput(NamedTuple):
     expert_ids: Tensor | None = None
 
 
-BlockState = tuple[Tensor, ...]
-"""What a sub-layer carries from token to token in decoding; a NamedTuple of the block, never changed in place."""
+BlockState = tuple[Any, ...]
+"""What a sub-layer carries from token to token in decoding; a NamedTuple of the block, never changed in place.
+
+Its fields are tensors, or the state of a block that this one wraps.
+"""
 
 
 class Block(nn.Module):
@@ -183,6 +186,16 @@ def must_stay_fp32(parameter: nn.Parameter) -> bool:
 def is_decayed(parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: matrices and stacks of matrices that are not marked."""
     return parameter.ndim >= 2 and not getattr(parameter, _NO_WEIGHT_DECAY, False)
+
+
+def forked(generator: torch.Generator) -> torch.Generator:
+    """A generator that follows from the state of `generator` and does not move it.
+
+    What is added to a model draws from it, so that the rest starts with the same weights as without the addition.
+    """
+    copy = generator.clone_state()
+    seed = torch.randint(1 << 62, (), generator=copy).item()
+    return torch.Generator().manual_seed(int(seed))
 
 
 def init_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:

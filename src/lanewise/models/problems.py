@@ -60,15 +60,20 @@ def lane_problems(
             "F": moe.expert_hidden_size,
         }
     if "M" in letters and (mamba := model.mamba) is not None:
-        dims["ssm_scan"] = {
+        scan = {
             "B": rows,
             "T": length,
             "H": mamba.num_heads,
             "P": mamba.head_dim,
             "N": mamba.state_size,
             "G": mamba.num_groups,
-            "n": num_angles(mamba),
         }
+        if mamba.version == "mamba2":
+            dims["ssd_scan"] = scan
+        elif mamba.mimo_rank > 1:
+            dims["mimo_scan"] = {**scan, "R": mamba.mimo_rank, "n": num_angles(mamba)}
+        else:
+            dims["ssm_scan"] = {**scan, "n": num_angles(mamba)}
     if "R" in letters and (recurrent := model.recurrent) is not None:
         dims["m2rnn_scan"] = {
             "B": rows,

@@ -17,7 +17,6 @@ from lanewise.measure.goodput import GoodputClock
 from lanewise.measure.memory import CPU_METHOD, live_tensors, measure_cpu_step, peak_rss_bytes
 from lanewise.measure.steady import RULE, detect_warmup
 from lanewise.measure.steps import StepRecorder
-from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
@@ -26,6 +25,7 @@ from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
 from lanewise.train import checkpoint, saved
+from lanewise.train.build import build_model
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
 from lanewise.train.loop import StepResult, TrainingLoop
@@ -127,7 +127,12 @@ class Run:
             lane_problems(lane, resolved.device_type, resolved.model_switches),
             offered,
         )
-        self.model = HybridModel(lane, model_switches=resolved.model_switches, ops=self.ops)
+        self.model = build_model(
+            lane,
+            model_switches=resolved.model_switches,
+            ops=self.ops,
+            tokenizer=self.corpus.tokenizer,
+        )
         self.model.reset_parameters(torch.Generator().manual_seed(lane.seed))
         self.model.to(device).train()
         compiled = resolved.runtime_switches.get("regional_compile", False)
