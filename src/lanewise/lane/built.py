@@ -16,12 +16,6 @@ LETTERS_NOT_BUILT = "GD"
 BUILT_VALUES: tuple[tuple[str, str, object], ...] = (
     ("A", "sparse", None),
     ("A", "form", "expanded"),
-    ("E", "score_function", "sigmoid"),
-    ("E", "num_expert_groups", 1),
-    ("E", "real_slot_ratio", 1.0),
-    ("E", "shared_expert_gate", False),
-    ("E", "routing_mode", "learned"),
-    ("E", "bias_update", "sign"),
     ("M", "version", "mamba3"),
     ("M", "mimo_rank", 1),
     ("M", "output_norm", False),

@@ -11,7 +11,7 @@ Every letter is one residual sub-layer with one pre-norm weight. Legend: B batch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,11 +42,13 @@ class Loss(NamedTuple):
         total: what is differentiated: cross-entropy plus all parts.
         cross_entropy: nats per token.
         parts: auxiliary losses by name, already weighted, each the sum over the layers that have it.
+        expert_ids: routing that was followed in every E layer in order, int64 [S, k] each.
     """
 
     total: Tensor
     cross_entropy: Tensor
     parts: Mapping[str, Tensor]
+    expert_ids: tuple[Tensor, ...] = ()
 
 
 class Trunk(NamedTuple):
@@ -137,7 +139,12 @@ class HybridModel(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def forward(
-        self, tokens: Tensor, targets: Tensor, *, document_ids: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        document_ids: Tensor | None = None,
+        expert_ids: Sequence[Tensor] | None = None,
     ) -> Loss:
         """Loss of a micro-batch.
 
@@ -145,8 +152,12 @@ class HybridModel(nn.Module):
             tokens: int64 [B, T].
             targets: int64 [B, T]; `IGNORE_INDEX` does not count.
             document_ids: int64 [B, T], equal within a document and changing at its end; None when rows are one document.
+            expert_ids: routing to follow instead of choosing, int64 [S, k] for every E layer in order, or None.
+
+        Raises:
+            ValueError: `expert_ids` is not one tensor per E layer.
         """
-        trunk = self.trunk(tokens, document_ids=document_ids)
+        trunk = self.trunk(tokens, document_ids=document_ids, expert_ids=expert_ids)
         cross_entropy = self.ops.linear_cross_entropy(
             trunk.hidden.reshape(-1, self.spec.hidden_size),
             self.head.to(trunk.hidden.dtype),
@@ -154,18 +165,26 @@ class HybridModel(nn.Module):
             IGNORE_INDEX,
         )
         parts = dict(trunk.losses)
-        return Loss(cross_entropy + sum(parts.values()), cross_entropy, parts)
+        return Loss(cross_entropy + sum(parts.values()), cross_entropy, parts, trunk.expert_ids)
 
-    def trunk(self, tokens: Tensor, *, document_ids: Tensor | None = None) -> Trunk:
+    def trunk(
+        self,
+        tokens: Tensor,
+        *,
+        document_ids: Tensor | None = None,
+        expert_ids: Sequence[Tensor] | None = None,
+    ) -> Trunk:
         """All layers over a micro-batch; arguments as `forward`."""
+        followed = self._ids_of_layers(expert_ids)
         context = Context(
             document_ids=None if document_ids is None else count_documents(document_ids)
         )
         losses: dict[str, Tensor] = {}
-        expert_ids = []
+        routed = []
         carried, normed = self.residual.open(self.embed(tokens))
         for index, block in enumerate(self.layers):
-            output = self.run_block[index](block, normed, context)
+            layer_context = context._replace(expert_ids=followed[index])
+            output = self.run_block[index](block, normed, layer_context)
             if self.training:
                 block.observe(output)
             for name, loss in output.aux_losses.items():
@@ -173,9 +192,22 @@ class HybridModel(nn.Module):
             if output.key_ids is not None:
                 context = context._replace(key_ids=output.key_ids)
             if output.expert_ids is not None:
-                expert_ids.append(output.expert_ids)
+                routed.append(output.expert_ids)
             carried, normed = self.residual.add(output.delta, carried, index + 1)
-        return Trunk(normed, losses, tuple(expert_ids))
+        return Trunk(normed, losses, tuple(routed))
+
+    def _ids_of_layers(self, expert_ids: Sequence[Tensor] | None) -> list[Tensor | None]:
+        """The routing that each layer is to follow, None where it has none."""
+        num_expert_layers = self.letters.count("E")
+        if expert_ids is None:
+            return [None] * len(self.letters)
+        if len(expert_ids) != num_expert_layers:
+            raise ValueError(
+                f"expert_ids holds the routing of {len(expert_ids)} layers and the model has {num_expert_layers} "
+                "E layers; give one int64 [S, k] for each"
+            )
+        left = iter(expert_ids)
+        return [next(left) if letter == "E" else None for letter in self.letters]
 
     def extend(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
         """The next tokens of B texts in inference.
@@ -212,10 +244,10 @@ class HybridModel(nn.Module):
         """Rebalance every E layer after an optimizer step.
 
         Returns:
-            Mean over E layers of the coefficient of variation of tokens per expert, or None without E layers.
+            int64 [E layers, E + 1]: picks per expert since the last call, those of null slots last; None without E layers.
         """
-        cvs = [m.update_bias() for m in self.modules() if isinstance(m, MixtureOfExperts)]
-        return torch.stack(cvs).mean() if cvs else None
+        loads = [m.update_bias() for m in self.modules() if isinstance(m, MixtureOfExperts)]
+        return torch.stack(loads) if loads else None
 
 
 def count_documents(document_ids: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lanewise.lane.expert_slots import num_training_picks
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import Lane
 from lanewise.models.mamba import num_angles
@@ -34,7 +35,7 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
         dims["moe_experts"] = {
             **tokens,
             "E": moe.num_experts,
-            "k": moe.top_k,
+            "k": num_training_picks(moe),
             "F": moe.expert_hidden_size,
         }
     if "M" in letters and (mamba := model.mamba) is not None:
