@@ -150,14 +150,14 @@ class Router(nn.Module):
         return picks.view(num_tokens, k)
 
     def _slot_bias(self) -> Tensor:
-        real, null = self.bias.split(
-            [self.spec.num_experts, len(self.bias) - self.spec.num_experts]
-        )
-        return torch.cat([real, null.expand(self.num_null_slots)]) if len(null) else real
+        if not self.num_null_slots:
+            return self.bias
+        real, null = self.bias[:-1], self.bias[-1:]
+        return torch.cat([real, null.expand(self.num_null_slots)])
 
     def _in_best_groups(self, biased: Tensor) -> Tensor:
         """Whether an expert stands in one of the token's best groups, bool [S, E]."""
-        groups = biased.unflatten(-1, (self.spec.num_expert_groups, -1))
+        groups = biased.reshape(len(biased), self.spec.num_expert_groups, -1)
         size = groups.shape[-1]
         best = groups.topk(min(GROUP_SCORE_EXPERTS, size), dim=-1).values.sum(-1)
         chosen = best.topk(self.spec.top_k_groups, dim=-1).indices

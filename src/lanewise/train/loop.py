@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from lanewise.lane.schema import OptimizerSpec
 from lanewise.measure.goodput import GoodputClock
 from lanewise.models.model import HybridModel, Loss
 from lanewise.train.optim import clip_gradients, learning_rate, set_learning_rate
+from lanewise.train.routing import MicroBatchIds, RoutingReader, RoutingSource, RoutingWriter
 
 GC_INTERVAL_STEPS = 50
 """Steps between two collections by hand."""
@@ -55,7 +56,8 @@ class StepResult:
         data_wait_seconds: of that, waiting for the loader.
         loss: cross-entropy in nats per token, mean over micro-batches.
         grad_norm: global norm before clipping; None when it is neither clipped nor measured.
-        expert_load_cv: spread of tokens over experts, mean over E layers; None without them or unmeasured.
+        expert_loads: int64 [E layers, E + 1], picks of this step per expert and of null slots last; None without E layers
+            or unmeasured.
         tags: `gc`, `compile`, `checkpoint` (first step after one).
     """
 
@@ -64,7 +66,7 @@ class StepResult:
     data_wait_seconds: float
     loss: float
     grad_norm: float | None
-    expert_load_cv: float | None
+    expert_loads: np.ndarray | None
     tags: tuple[str, ...]
 
 
@@ -80,8 +82,13 @@ class TrainingLoop:
         goodput: spans `step`, `data_wait` and `gc` are opened on it.
         measure: whether gradient norm and expert load are read out.
         graphs_compiled: reads how many graphs torch.compile has built, to tag steps that compile; None when it is off.
+        replay_routing: gives the routing that every step follows; None lets the model choose.
         clock: monotonic nanoseconds.
         gc_interval_steps: steps between two collections.
+
+    Attributes:
+        next_step: number of the coming step.
+        record_routing: told the routing of every step; None records nothing.
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class TrainingLoop:
         goodput: GoodputClock,
         measure: bool = True,
         graphs_compiled: Callable[[], int] | None = None,
+        replay_routing: RoutingReader | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         gc_interval_steps: int = GC_INTERVAL_STEPS,
     ) -> None:
@@ -107,6 +115,9 @@ class TrainingLoop:
         self._goodput = goodput
         self._measure = measure
         self._graphs_compiled = graphs_compiled or (lambda: 0)
+        self.record_routing: RoutingWriter | None = None
+        self._replay_routing = replay_routing
+        self._routing_source: RoutingSource | None = replay_routing
         self._clock = clock
         self._gc_interval_steps = gc_interval_steps
         self._pending_tags: list[str] = []
@@ -127,16 +138,26 @@ class TrainingLoop:
         with self._goodput.span("step"):
             set_learning_rate(self.optimizer, learning_rate(step, self._spec))
             losses: list[Tensor] = []
-            for _ in range(self._accumulation_steps):
+            routed: list[MicroBatchIds] = []
+            to_follow: Sequence[MicroBatchIds | None] = [None] * self._accumulation_steps
+            if self._routing_source is not None:
+                wait_start_ns = self._clock()
+                with self._goodput.span("data_wait"):
+                    to_follow = self._routing_source.read(step, self._device)
+                data_wait_ns += self._clock() - wait_start_ns
+            for expert_ids in to_follow:
                 wait_start_ns = self._clock()
                 with self._goodput.span("data_wait"):
                     tokens, targets = self._next_micro_batch()
                 data_wait_ns += self._clock() - wait_start_ns
-                losses.append(self._accumulate(tokens, targets))
+                cross_entropy, followed = self._accumulate(tokens, targets, expert_ids)
+                losses.append(cross_entropy)
+                if self.record_routing is not None:
+                    routed.append(followed)
             grad_norm = self._clip()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            expert_load_cv = self.model.update_expert_bias()
+            expert_loads = self.model.update_expert_bias()
             # Reading the loss waits for the device, so the step ends when its work has ended.
             loss = torch.stack(losses).mean().item()
             if (step + 1) % self._gc_interval_steps == 0:
@@ -146,6 +167,8 @@ class TrainingLoop:
         duration_ns = self._clock() - start_ns
         if self._graphs_compiled() != graphs_before:
             tags.append("compile")
+        if self.record_routing is not None:
+            self.record_routing.write(step, routed)
         self.next_step = step + 1
         return StepResult(
             step=step,
@@ -153,8 +176,8 @@ class TrainingLoop:
             data_wait_seconds=data_wait_ns / 1e9,
             loss=loss,
             grad_norm=grad_norm.item() if self._measure and grad_norm is not None else None,
-            expert_load_cv=(
-                expert_load_cv.item() if self._measure and expert_load_cv is not None else None
+            expert_loads=(
+                expert_loads.cpu().numpy() if self._measure and expert_loads is not None else None
             ),
             tags=tuple(tags),
         )
@@ -162,11 +185,16 @@ class TrainingLoop:
     def untimed_step(self) -> None:
         """One more step that neither goodput nor the step count sees, for profiling at the end of a run."""
         goodput, self._goodput = self._goodput, GoodputClock(enabled=False)
+        recorder, self.record_routing = self.record_routing, None
         step = self.next_step
+        if self._replay_routing is not None:
+            # No step of the run's own, so it may lie past the end of the recording: it follows the last step again.
+            self._routing_source = self._replay_routing.again(max(step - 1, 0))
         try:
             self.step()
         finally:
-            self._goodput = goodput
+            self._goodput, self.record_routing = goodput, recorder
+            self._routing_source = self._replay_routing
             self.next_step = step
 
     def _next_micro_batch(self) -> tuple[Tensor, Tensor]:
@@ -174,10 +202,12 @@ class TrainingLoop:
         tokens = torch.from_numpy(batch.tokens).to(self._device, non_blocking=True)
         return tokens, torch.from_numpy(batch.targets).to(self._device, non_blocking=True)
 
-    def _accumulate(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        loss: Loss = self.model(tokens, targets)
+    def _accumulate(
+        self, tokens: Tensor, targets: Tensor, expert_ids: MicroBatchIds | None
+    ) -> tuple[Tensor, MicroBatchIds]:
+        loss: Loss = self.model(tokens, targets, expert_ids=expert_ids)
         torch.autograd.backward(loss.total / self._accumulation_steps)
-        return loss.cross_entropy.detach()
+        return loss.cross_entropy.detach(), loss.expert_ids
 
     def _clip(self) -> Tensor | None:
         if self._spec.grad_clip_norm > 0 or self._measure:
