@@ -1,6 +1,7 @@
 """Recordings: a replay repeats the run that made it to the bit, and what does not fit is refused with the reason."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,24 @@ def train(
     return result.finished.receipt, (steps.loss, steps.grad_norm)
 
 
+def reader(folder: Path, receipt: RunReceipt) -> RoutingReader:
+    return RoutingReader(str(folder), describe(lane("replayed"), receipt.data_digest))
+
+
+@pytest.fixture(scope="module", name="recorded")
+def recorded_fixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunReceipt]:
+    """A recording of `lane()`, and the receipt of the run that made it."""
+    folder = tmp_path_factory.mktemp("recorded")
+    receipt, _ = train(folder, "a", lane(), record_routing=str(folder / "routing"))
+    return folder / "routing", receipt
+
+
+@pytest.fixture(name="recording")
+def recording_fixture(recorded: tuple[Path, RunReceipt], tmp_path: Path) -> Path:
+    """An own copy of that recording."""
+    return Path(shutil.copytree(recorded[0], tmp_path / "routing"))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -89,11 +108,10 @@ def test_other_weights_follow_the_same_routing(tmp_path: Path) -> None:
     assert replayed.extensions[IDS_DIGEST_KEY] == recorded.extensions[IDS_DIGEST_KEY]
 
 
-def test_files_are_small_and_hold_every_pick(tmp_path: Path) -> None:
-    train(tmp_path, "a", lane(), record_routing=str(tmp_path / "routing"))
-    names = sorted(path.name for path in (tmp_path / "routing").iterdir())
+def test_files_are_small_and_hold_every_pick(recording: Path) -> None:
+    names = sorted(path.name for path in recording.iterdir())
     assert names == ["routing.json", *(f"step-{step:08d}.npz" for step in range(STEPS))]
-    with np.load(tmp_path / "routing" / names[1]) as stored:
+    with np.load(recording / names[1]) as stored:
         assert sorted(stored) == ["layer_0", "layer_1"]
         for layer in stored.values():
             assert layer.dtype == np.int8
@@ -154,18 +172,15 @@ def test_dealt_routing_can_be_recorded_and_replayed(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(
-    tmp_path: Path, changes: dict[str, Any], fields: dict[str, Any], said: str
+    tmp_path: Path, recording: Path, changes: dict[str, Any], fields: dict[str, Any], said: str
 ) -> None:
-    folder = str(tmp_path / "routing")
-    train(tmp_path, "a", lane(), record_routing=folder)
     if "data_path" in fields:
         other = tmp_path / fields["data_path"]
         other.write_text("something else entirely. " * 40)
         fields = {"data_path": str(other)}
-    wanted = lane(**{"mode": "replayed"})
     wanted = lane("replayed", **changes) if "model__moe__routing_mode" not in changes else lane()
     with pytest.raises(UsageError, match=said):
-        train(tmp_path, "b", wanted, **{"replay_routing": folder, **fields})
+        train(tmp_path, "b", wanted, **{"replay_routing": str(recording), **fields})
 
 
 def test_a_lane_without_experts_records_nothing(tmp_path: Path) -> None:
@@ -182,49 +197,46 @@ def test_a_lane_without_experts_records_nothing(tmp_path: Path) -> None:
         (lambda layer: layer + 4, "ids run from 3 to"),
     ],
 )
-def test_a_damaged_step_is_refused(tmp_path: Path, damage: Any, said: str) -> None:
-    folder = tmp_path / "routing"
-    train(tmp_path, "a", lane(), record_routing=str(folder))
-    file = folder / "step-00000001.npz"
+def test_a_damaged_step_is_refused(
+    recording: Path, recorded: tuple[Path, RunReceipt], damage: Any, said: str
+) -> None:
+    file = recording / "step-00000001.npz"
     with np.load(file) as stored:
         layers = {name: damage(stored[name]) for name in stored}
     np.savez(file, **layers)
     with pytest.raises(UsageError, match=said):
-        train(tmp_path, "b", lane("replayed"), replay_routing=str(folder))
+        reader(recording, recorded[1]).read(1, CPU)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"no archive"])
-def test_an_unreadable_step_is_refused(tmp_path: Path, content: bytes) -> None:
-    folder = tmp_path / "routing"
-    train(tmp_path, "a", lane(), record_routing=str(folder))
-    (folder / "step-00000001.npz").write_bytes(content)
-    with pytest.raises(UsageError, match="cannot be read: .*; record it again"):
-        train(tmp_path, "b", lane("replayed"), replay_routing=str(folder))
+def test_an_unreadable_step_is_refused(
+    recording: Path, recorded: tuple[Path, RunReceipt], content: bytes
+) -> None:
+    (recording / "step-00000001.npz").write_bytes(content)
+    with pytest.raises(UsageError, match=r"cannot be read: .*; record it again"):
+        reader(recording, recorded[1]).read(1, CPU)
 
 
-def test_a_recording_of_another_format_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "routing"
-    receipt, _ = train(tmp_path, "a", lane(), record_routing=str(folder))
-    expected = describe(lane("replayed"), receipt.data_digest)
-    manifest = folder / "routing.json"
+def test_a_recording_of_another_format_is_refused(
+    recording: Path, recorded: tuple[Path, RunReceipt]
+) -> None:
+    manifest = recording / "routing.json"
     document = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**document, "format": 2}))
     with pytest.raises(UsageError, match="has format 2, this version reads 1"):
-        RoutingReader(str(folder), expected)
+        reader(recording, recorded[1])
     manifest.write_text(json.dumps({**document, "surprise": 1}))
     with pytest.raises(UsageError, match="cannot be read"):
-        RoutingReader(str(folder), expected)
+        reader(recording, recorded[1])
 
 
-def test_ids_come_back_as_they_were_routed(tmp_path: Path) -> None:
-    folder = str(tmp_path / "routing")
-    receipt, _ = train(tmp_path, "a", lane(), record_routing=folder)
-    reader = RoutingReader(folder, describe(lane("replayed"), receipt.data_digest))
-    micro_batches = reader.read(0, CPU)
+def test_ids_come_back_by_micro_batch_and_layer(recorded: tuple[Path, RunReceipt]) -> None:
+    source = reader(*recorded)
+    micro_batches = source.read(0, CPU)
     assert [len(layers) for layers in micro_batches] == [2, 2]
     for layers in micro_batches:
         for ids in layers:
             assert ids.dtype == torch.int64
             assert ids.shape == (10, 4)
     with pytest.raises(UsageError, match="no routing of step 9"):
-        reader.read(9, CPU)
+        source.read(9, CPU)
