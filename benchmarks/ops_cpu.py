@@ -76,9 +76,11 @@ def mla_ingress(s: Mapping[str, int]) -> Callable[[OpSet], Callable[[], None]]:
 
 
 def attention_core(s: Mapping[str, int]) -> Callable[[OpSet], Callable[[], None]]:
-    q, k = (leaf(s["B"], s["H"], s["T"], s["D_qk"]) for _ in range(2))
-    v = torch.randn(s["B"], s["T"], s["H"], s["D_v"]).transpose(1, 2).requires_grad_()
-    return differentiated("attention_core", q, k, v, s["D_qk"] ** -0.5)
+    q, k = (leaf(s["B"], heads, s["T"], s["D_qk"]) for heads in (s["H"], s["H_kv"]))
+    v = torch.randn(s["B"], s["T"], s["H_kv"], s["D_v"]).transpose(1, 2).requires_grad_()
+    starts = torch.rand(s["B"], s["T"]) < 8 / s["T"]  # eight documents a row
+    document_ids = starts.to(torch.int64).cumsum(dim=1) if s["documents"] else None
+    return differentiated("attention_core", q, k, v, s["D_qk"] ** -0.5, document_ids)
 
 
 def linear_cross_entropy(s: Mapping[str, int]) -> Callable[[OpSet], Callable[[], None]]:

@@ -379,6 +379,6 @@ def test_arms_that_deal_their_routing_share_it(world):
 
 
 def test_a_campaign_cannot_replay_routing(world):
-    with pytest.raises(UsageError, match="use --set model.moe.routing_mode=forced_balanced"):
+    with pytest.raises(UsageError, match=r"use --set model\.moe\.routing_mode=forced_balanced"):
         world.lab().start(options(lane=with_routing("replayed")))
     assert not world.endpoints

@@ -1,5 +1,8 @@
+import pytest
+
 from lanewise.lane.families import FAMILIES
 from lanewise.lane.features import BY_KEY, FEATURES, Role
+from lanewise.lane.load import load_lane
 
 
 def test_the_articles_seven_families_word_for_word() -> None:
@@ -30,3 +33,25 @@ def test_every_feature_has_a_control_and_a_default_among_its_states() -> None:
 
 def test_keys_are_unique() -> None:
     assert len(BY_KEY) == len(FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("lane", "overrides", "key", "reason"),
+    [
+        ("dense-tiny", [], "backend_dispatch", None),
+        ("dense-tiny", [], "fused_residual", None),
+        ("dense-tiny", [], "fused_mla_ingress", "it touches A blocks and the pattern GD has none"),
+        ("nam56r-tiny", [], "fused_mla_ingress", None),
+        (
+            "nam56r-tiny",
+            ["model.attention.form=absorbed"],
+            "fused_mla_ingress",
+            "it needs model.attention.form = expanded and the lane has absorbed",
+        ),
+        ("nam56r-tiny", ["model.attention.form=absorbed"], "backend_dispatch", None),
+    ],
+)
+def test_a_feature_applies_where_its_op_runs(
+    lane: str, overrides: list[str], key: str, reason: str | None
+) -> None:
+    assert BY_KEY[key].why_not(load_lane(lane, overrides).model) == reason

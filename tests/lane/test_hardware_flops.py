@@ -63,16 +63,12 @@ def test_an_untrained_indexer_changes_nothing() -> None:
     assert conventions(lane, {}).changes == ()
 
 
-def test_dense_warmup_has_a_backward_in_the_indexers_only() -> None:
-    lane = load_lane("nam56r", ["model.attention.sparse.stage=dense_warmup"])
-    found = conventions(lane, {})
-    forward = lane_flops(lane).forward_flops_per_token
-    length = 4096
-    (own,) = (c for c in components(lane) if c.name == "attention_sparse_own_index")
-    indexers = 3 * sum(t.training - t.forward for t in own.terms if t.is_indexer)
-    selected = 256 - 256 * 255 / (2 * length)
-    denser = 9 * 2 * 28 * 192 * ((length + 1) / 2 - selected)
-    assert found.hardware == pytest.approx(forward + indexers + denser)
+def test_dense_warmup_is_in_the_numerator_itself() -> None:
+    found = conventions(load_lane("nam56r", ["model.attention.sparse.stage=dense_warmup"]), {})
+    assert found.changes == ()
+    assert (
+        found.hardware < 0.5 * conventions(load_lane("nam56r"), {}).hardware
+    )  # one forward of three
 
 
 def test_switching_mtp_off_takes_its_block_and_head_away() -> None:
@@ -81,6 +77,26 @@ def test_switching_mtp_off_takes_its_block_and_head_away() -> None:
     rows = {r.component: r.training_flops_per_token for r in lane_flops(lane).components}
     assert on.hardware - off.hardware == pytest.approx(rows["mtp_block"] + rows["mtp_head"])
     assert on.lane_numerator == off.lane_numerator
+
+
+def test_an_absorbed_mtp_block_executes_a_wider_core() -> None:
+    lane = load_lane("nam56r", ["model.attention.sparse=none", "model.attention.form=absorbed"])
+    changes = {change.component: change for change in conventions(lane, {}).changes}
+    per_layer = 3 * 2 * 28 * (4096 + 1) / 2 * ((2 * 64 + 64) - (64 + 64 + 64))
+    assert per_layer == 0  # these sizes make both forms as wide
+    wide = load_lane(
+        "nam56r",
+        [
+            "model.attention.sparse=none",
+            "model.attention.form=absorbed",
+            "model.attention.v_head_dim=32",
+        ],
+    )
+    assert changes == {}
+    found = {change.component: change.flops_per_token for change in conventions(wide, {}).changes}
+    per_layer = 3 * 2 * 28 * (4096 + 1) / 2 * 32
+    assert found["mtp_block"] == pytest.approx(per_layer)
+    assert found["attention_dense"] == pytest.approx(13 * per_layer)
 
 
 @pytest.mark.parametrize("name", preset_names())

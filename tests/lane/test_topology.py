@@ -49,6 +49,22 @@ def test_illegal_degrees_name_the_rule(degrees: dict[str, int], key: str, words:
     assert any(path == ("topology", key) and words in message for path, message in found), found
 
 
+@pytest.mark.parametrize(
+    ("overrides", "degree", "words"),
+    [
+        ([], 4, "does not divide model.grouped_query.num_kv_heads = 2; use 1 or 2"),
+        ([], 8, "does not divide model.grouped_query.num_heads = 4; use 1, 2 or 4"),
+        (["model.mlp.mlp_hidden_size=321"], 2, "does not divide model.mlp.mlp_hidden_size = 321"),
+    ],
+)
+def test_tensor_parallel_degrees_divide_a_dense_model(
+    overrides: list[str], degree: int, words: str
+) -> None:
+    model = load_lane("dense-tiny", overrides).model
+    found = list(faults(TopologySpec(tp=degree), model))
+    assert any(path == ("topology", "tp") and words in message for path, message in found), found
+
+
 def test_legal_degrees_have_no_fault() -> None:
     topology = TopologySpec(nodes=2, dp_shard=8, tp=2, sp=True, ep=4, etp=2)
     model = load_lane("nam56r-tiny", ["model.mamba.num_groups=2"]).model

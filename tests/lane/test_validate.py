@@ -84,7 +84,12 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             ["model.mamba.mimo_rank=8"],
             "chunk_size = 16 × mimo_rank = 8 exceeds 64 rows; use at most 8",
         ),
+        (
+            ["model.mamba.version=mamba2", "model.mamba.mimo_rank=2"],
+            "mimo_rank = 2 is of Mamba-3 only; use 1 beside version = 'mamba2'",
+        ),
         (["model.mamba.rope_fraction=0.35"], "rotates 11 of state_size = 32 coordinates, an odd"),
+        (["model.mamba.state_size=33"], "state_size = 33 is odd"),
         (["model.mamba.dt_min=1.0"], "dt_min = 1.0 exceeds dt_max = 0.1"),
         (["model.mamba.dt_floor=1.0"], "dt_floor = 1.0 exceeds dt_max = 0.1"),
         (["model.attention.qk_rope_head_dim=15"], "qk_rope_head_dim = 15 is odd"),
@@ -121,6 +126,12 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
         (["optimizer.min_learning_rate=1"], "min_learning_rate = 1.0 exceeds learning_rate"),
         (["optimizer.betas=[0.9, 1.0]"], "betas = [0.9, 1.0] must be below 1"),
         (["optimizer.betas=[0.9]"], "optimizer.betas"),
+        (
+            ["recompute.grouped_query=full"],
+            "recompute.grouped_query = full has nothing to compute again: the pattern AEMEAEMEAEMR has no G",
+        ),
+        (["recompute.mtp=selective"], "the lane has no table [model.mtp]"),
+        (["recompute.mamba=some"], "use 'none', 'selective' or 'full'"),
         (["optimizer.betas=[0.9, nan]"], "optimizer.betas.1 = nan is not a finite number"),
         (["seed=9007199254740993"], "seed = 9007199254740993 is too large"),
         (["model=3"], "model = 3 is wrong: it must be an object"),
@@ -158,9 +169,32 @@ def test_bad_values_get_one_line_with_the_rule(overrides: list[str], expected: s
             ["model.attention.sparse.full_ranks=[0, 9]"],
             "names rank 9, but the model has 9 sparse layers",
         ),
-        (["model.attention.sparse.full_ranks=[3]"], "must hold 0: the first sparse layer"),
+        (
+            ["model.attention.sparse.index_head_dim=32"],
+            "index_head_dim = 32 is below qk_rope_head_dim = 64",
+        ),
+        (
+            [
+                "model.attention.sparse.stage=dense_warmup",
+                "model.attention.sparse.indexer_loss_coefficient=0",
+            ],
+            "indexer_loss_coefficient = 0 trains nothing in stage = 'dense_warmup'",
+        ),
         (["model.ngram_embedding.orders=[]"], "hashes nothing"),
-        (["model.pattern=EM", "model.attention=none"], "model.mtp: needs [model.attention]"),
+        (
+            ["model.pattern=EM", "model.attention=none"],
+            "model.mtp: needs [model.attention] or [model.grouped_query]",
+        ),
+        (
+            ["model.mtp.depth=4096"],
+            "model.mtp.depth = 4096 looks past every row of batch.sequence_length = 4096; use at most 4095",
+        ),
+        (
+            ["model.stp.start_step=5", "model.stp.end_step=5"],
+            "model.stp.end_step = 5 must be above start_step = 5",
+        ),
+        (["model.stp.layers=[3, 52]"], "[3, 52] must rise without repeats among layers 0 to 51"),
+        (["model.stp.layers=[3, 3]"], "[3, 3] must rise without repeats"),
     ],
 )
 def test_bad_sparse_and_mtp_settings(overrides: list[str], expected: str) -> None:
@@ -177,3 +211,26 @@ def test_presets_break_no_rule(name: str) -> None:
 def test_letters_without_their_table_are_refused(letter: str, table: str) -> None:
     lines = problems_of("nam56r-tiny", f"model.pattern=AE{letter}")
     assert any(f"needs the table [model.{table}]" in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "model.grouped_query.num_kv_heads=3",
+            "model.grouped_query.num_kv_heads = 3 does not divide num_heads = 4; use 1, 2 or 4",
+        ),
+        ("model.grouped_query.num_kv_heads=8", "num_kv_heads = 8 does not divide num_heads = 4"),
+        ("model.grouped_query.head_dim=31", "head_dim = 31 is odd; rotation turns pairs"),
+        ("model.mlp.activation=geglu", "use 'gelu', 'swiglu' or 'relu2'"),
+        ("model.grouped_query.num_kv_heads=0", "model.grouped_query.num_kv_heads = 0"),
+    ],
+)
+def test_bad_dense_settings(override: str, expected: str) -> None:
+    lines = problems_of("dense-tiny", override)
+    assert any(expected in line for line in lines), lines
+
+
+def test_what_only_mamba_3_has_is_no_fault_of_mamba_2() -> None:
+    overrides = ["model.mamba.version=mamba2", "model.mamba.rope_fraction=0.35"]
+    assert list(faults(load_lane("nam56r-tiny", overrides))) == []

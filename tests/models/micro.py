@@ -10,6 +10,8 @@ import torch
 from lanewise.lane.resolve import resolve
 from lanewise.lane.resolved import ResolvedLane
 from lanewise.lane.schema import Lane
+from lanewise.models.assemble import build_block
+from lanewise.models.layers import Block
 from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
@@ -46,6 +48,8 @@ MICRO: dict[str, Any] = {
             "chunk_size": 4,
         },
         "recurrent": {"num_heads": 2, "key_dim": 4, "value_dim": 3},
+        "grouped_query": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4},
+        "mlp": {"mlp_hidden_size": 7},
     },
     "batch": {"sequence_length": 10, "micro_batch_size": 2},
     "optimizer": {"learning_rate": 3e-3, "min_learning_rate": 3e-4, "decay_steps": 100},
@@ -64,6 +68,21 @@ def micro_lane(**changes: Any) -> Lane:
     return Lane.model_validate(document)
 
 
+SPARSE: dict[str, Any] = {
+    "top_k": 3,
+    "index_num_heads": 3,
+    "index_head_dim": 6,
+    "layer_ranks": (1, 2, 3),
+    "full_ranks": (0, 2),
+    "indexer_loss_coefficient": 0.5,
+}
+
+
+def sparse_lane(*, model__pattern: str = "A", **changes: Any) -> Lane:
+    """Four A layers: dense, full, shared, full; changes are keys of the sparse table."""
+    return micro_lane(model__pattern=model__pattern, model__attention__sparse={**SPARSE, **changes})
+
+
 def resolved_micro(lane: Lane | None = None, **overrides: str) -> ResolvedLane:
     """The micro lane resolved for a one-core CPU; overrides are feature states."""
     return resolve(
@@ -75,9 +94,9 @@ def resolved_micro(lane: Lane | None = None, **overrides: str) -> ResolvedLane:
     )
 
 
-def reference_ops(lane: Lane) -> OpSet:
+def reference_ops(lane: Lane, switches: Mapping[str, bool] | None = None) -> OpSet:
     """Every op as its oracle."""
-    problems = lane_problems(lane, "cpu")
+    problems = lane_problems(lane, "cpu", switches or {})
     preferences = {op: (SPECS[op].reference,) for op in problems}
     return OpSet.resolve(preferences, problems, capabilities("cpu"))
 
@@ -91,7 +110,9 @@ def micro_model(
 ) -> HybridModel:
     """A model with oracle ops and drawn weights, fp32, in training mode."""
     lane = lane or micro_lane()
-    model = HybridModel(lane, model_switches=switches or {}, ops=ops or reference_ops(lane))
+    model = HybridModel(
+        lane, model_switches=switches or {}, ops=ops or reference_ops(lane, switches)
+    )
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model
 
@@ -102,3 +123,17 @@ def random_batch(lane: Lane, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]
     shape = (lane.batch.micro_batch_size, lane.batch.sequence_length + 1)
     ids = torch.randint(lane.model.vocab_size, shape, generator=generator)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+def block_of(letter: str, seed: int = 0, **changes: Any) -> Block:
+    """One block of the micro lane with oracle ops and drawn weights, fp64; changes as in `micro_lane`."""
+    lane = micro_lane(model__pattern=letter, model__num_layers=1, **changes)
+    block = build_block(letter, lane, model_switches={}, ops=reference_ops(lane))
+    block.reset_parameters(std=0.4, output_std=0.4, generator=torch.Generator().manual_seed(seed))
+    return block.double()
+
+
+def inputs(length: int = 4, seed: int = 1, batch: int = 1) -> torch.Tensor:
+    """Normal input of a block of the micro lane, fp64 [batch, length, 12]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, length, 12, generator=generator, dtype=torch.float64)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from lanewise.models.assemble import build_block
-from lanewise.models.layers import Context
+from lanewise.models.layers import Context, activate
 from lanewise.models.model import HybridModel
-from lanewise.models.moe import MixtureOfExperts, activate
+from lanewise.models.moe import MixtureOfExperts
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet

@@ -75,6 +75,21 @@ def test_a_problem_for_another_device_is_a_defect() -> None:
         rejection(PLAIN, PROBLEM, H100)
 
 
+@pytest.mark.parametrize("refused", [0, 1, 2])
+def test_every_call_site_must_fit(refused: int) -> None:
+    lengths = [32, 16, 64]
+    lengths[refused] = 63
+    first, *others = ({"T": length} for length in lengths)
+    problem = Problem(device_type="cpu", dtype="fp32", dims=first, also=tuple(others))
+    assert rejection(SHAPED, problem, CPU) == "T = 63 is not a multiple of 16"
+    assert choose(SPEC, (), problem, CPU).chosen == "loop.torch"
+
+
+def test_call_sites_that_all_fit_are_no_reason_to_refuse() -> None:
+    problem = Problem(device_type="cpu", dtype="fp32", dims={"T": 16}, also=({"T": 32},))
+    assert rejection(SHAPED, problem, CPU) is None
+
+
 def test_no_request_walks_the_table_in_silence() -> None:
     choice = choose(SPEC, (), PROBLEM, CPU)
     assert choice.chosen == "loop.torch"

@@ -55,12 +55,15 @@ import sys
 from pathlib import Path
 from lanewise.receipts.store import Store
 from lanewise.train.run import Run
+from tests.models.micro import micro_lane
 from tests.train.runs import micro_request
 
-for name, state in (("eager", "off"), ("compiled", "on")):
+full = {f"recompute__{family}": "full" for family in ("attention", "moe", "mamba", "recurrent")}
+for name, state, policies in (("eager", "off", {}), ("compiled", "on", {}), ("again", "on", full)):
     folder = Path(sys.argv[1]) / name
     folder.mkdir()
-    run = Run(micro_request(folder, features={"regional_compile": state}))
+    lane = micro_lane(**policies)
+    run = Run(micro_request(folder, lane, features={"regional_compile": state}))
     losses = [run.step().loss for _ in range(3)]
     receipt = run.finish().receipt
     print(name, *losses, sep="\\t")
@@ -86,7 +89,8 @@ def test_compiled_blocks_give_the_same_losses_without_compiling_in_a_step(tmp_pa
         check=False,
     )
     assert answer.returncode == 0, answer.stderr[-2000:]
-    eager, compiled = (
+    eager, compiled, again = (
         [float(x) for x in line.split("\t")[1:]] for line in answer.stdout.splitlines()
     )
     assert compiled == pytest.approx(eager, rel=1e-4)
+    assert again == compiled  # recomputed in the backward pass: the same code on the same numbers

@@ -8,6 +8,7 @@ import torch
 
 from lanewise.lane.schema import OptimizerSpec
 from lanewise.measure.goodput import GoodputClock
+from lanewise.models.model import HybridModel, Loss
 from lanewise.train.loop import TrainingLoop, manual_gc
 from tests.models.micro import micro_lane, micro_model, random_batch
 
@@ -16,6 +17,7 @@ from tests.models.micro import micro_lane, micro_model, random_batch
 class Batch:
     tokens: np.ndarray
     targets: np.ndarray
+    document_ids: np.ndarray
 
 
 class Source:
@@ -23,7 +25,8 @@ class Source:
 
     def __init__(self) -> None:
         tokens, targets = random_batch(micro_lane())
-        self.batch = Batch(tokens.numpy(), targets.numpy())
+        document_ids = np.repeat([[7, 3]], 5, axis=1).repeat(2, axis=0)
+        self.batch = Batch(tokens.numpy(), targets.numpy(), document_ids)
         self.asked = 0
 
     def next(self) -> Batch:
@@ -44,8 +47,10 @@ def loop(
     goodput: GoodputClock | None = None,
     gc_interval_steps: int = 50,
     graphs: object = None,
+    isolate_documents: bool = False,
+    model: HybridModel | None = None,
 ) -> TrainingLoop:
-    model = micro_model()
+    model = model or micro_model()
     return TrainingLoop(
         model=model,
         optimizer=torch.optim.AdamW(model.parameters(), lr=0.1),
@@ -54,6 +59,7 @@ def loop(
         accumulation_steps=accumulation_steps,
         goodput=goodput or GoodputClock(),
         measure=measure,
+        isolate_documents=isolate_documents,
         graphs_compiled=graphs,  # type: ignore[arg-type]
         clock=ticking(),  # type: ignore[arg-type]
         gc_interval_steps=gc_interval_steps,
@@ -94,6 +100,43 @@ def test_unmeasured_steps_report_neither_norm_nor_load(clip: float) -> None:
     result = loop(measure=False, spec=OptimizerSpec(grad_clip_norm=clip)).step()
     assert result.grad_norm is None
     assert result.expert_loads is None
+
+
+class RecordingModel(HybridModel):
+    """Notes the document ids of every micro-batch and computes as if there were none."""
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        document_ids: torch.Tensor | None = None,
+        step: int = 0,
+    ) -> Loss:
+        self.seen.append(document_ids)
+        return super().forward(tokens, targets, step=step)
+
+
+def recording_model() -> RecordingModel:
+    model = micro_model()
+    model.__class__ = RecordingModel
+    model.seen = []
+    return model  # type: ignore[return-value]
+
+
+def test_the_model_is_told_the_documents_of_every_micro_batch() -> None:
+    model = recording_model()
+    loop(isolate_documents=True, accumulation_steps=2, model=model).step()
+    assert len(model.seen) == 2
+    for document_ids in model.seen:
+        assert document_ids.dtype == torch.int64
+        assert document_ids.tolist() == [[7] * 5 + [3] * 5] * 2
+
+
+def test_without_isolation_no_documents_are_passed() -> None:
+    model = recording_model()
+    loop(model=model).step()
+    assert model.seen == [None]
 
 
 def test_garbage_is_collected_on_schedule_and_tagged() -> None:

@@ -90,7 +90,7 @@ def show(
 
     loaded, settings = _load(lane, overrides, config)
     found = _resolve(loaded, settings, machine)
-    missing = not_built(found.lane, device_type=found.device_type)
+    missing = not_built(found.lane)
     flops = lane_flops(found.lane)
     three = conventions(found.lane, found.model_switches)
     if as_json:
@@ -131,7 +131,7 @@ def check(
         problems = [asdict(problem) for problem in error.problems]
         print_json({"ok": False, "error": str(error), "problems": problems})
         raise typer.Exit(error.exit_code) from error
-    missing = not_built(found.lane, device_type=found.device_type)
+    missing = not_built(found.lane)
     if as_json:
         print_json({"ok": True, "digest": found.digest, "not_built": list(missing)})
         return
@@ -191,8 +191,12 @@ def _resolve(lane: Lane, config: Config | None, machine_class: str | None) -> Re
 def _show_document(
     found: ResolvedLane, flops: LaneFlops, three: Conventions, missing: tuple[str, ...]
 ) -> dict[str, Any]:
+    from lanewise.lane.index_layers import index_layers
+
+    layers = index_layers(found.lane.model)
     return {
         "resolved": found.model_dump(mode="json"),
+        "index_layers": None if layers is None else asdict(layers),
         "flops": {**asdict(flops), "training_flops_per_step": flops.training_flops_per_step},
         "training_flops_per_token": asdict(three),
         "not_built": list(missing),
@@ -215,6 +219,27 @@ def _print_identity(found: ResolvedLane) -> None:
         f"lr {lane.optimizer.learning_rate:g} · {lane.precision.compute} compute, "
         f"{lane.precision.residual} residual"
     )
+    _print_index_layers(lane)
+
+
+def _print_index_layers(lane: Lane) -> None:
+    from lanewise.lane.index_layers import index_layers
+
+    layers = index_layers(lane.model)
+    if layers is None:
+        return
+
+    def ranks(found: tuple[int, ...]) -> str:
+        return ", ".join(map(str, found)) or "none"
+
+    line = (
+        f"index    computed by A ranks {ranks(layers.computed)} · reused by {ranks(layers.reused)}"
+    )
+    if layers.promoted:
+        line += (
+            f" · promoted to computing it, having no earlier one to reuse: {ranks(layers.promoted)}"
+        )
+    typer.echo(line)
 
 
 def _print_conventions(three: Conventions) -> None:
@@ -267,7 +292,11 @@ def _print_features(found: ResolvedLane) -> None:
 
     def sets(key: str, state: str) -> str:
         setting = BY_KEY[key].settings[state]
-        ops = [f"{op} = {_preference(found.op_preferences[op])}" for op in setting.ops]
+        ops = [
+            f"{op} = {_preference(found.op_preferences[op])}"
+            for op in setting.ops
+            if op in found.op_preferences
+        ]
         return ", ".join([*ops, *setting.model, *setting.runtime])
 
     print_table(

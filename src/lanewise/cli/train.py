@@ -114,7 +114,7 @@ def _resolve(
     lane = load_lane(name, overrides)
     if replays and lane.model.moe is not None:
         lane = load_lane(name, [*overrides, "model.moe.routing_mode=replayed"])
-    require_built(lane, device_type="cpu")
+    require_built(lane)
     return resolve(
         lane,
         machine_class=detect_machine_class("cpu"),

@@ -86,7 +86,7 @@ class Lab:
 
     def _plan(self, options: CampaignOptions, launcher: Launcher) -> CampaignPlan:
         self._require_local_store()
-        require_built(options.lane, device_type=options.device_type)
+        require_built(options.lane)
         created_at = self.now()
         return make_plan(
             options,

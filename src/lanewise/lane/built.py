@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 from lanewise.errors import NotBuiltError
-from lanewise.lane.machine import DeviceType
-from lanewise.lane.pattern import LETTERS, TABLE_OF_LETTER, layer_letters
 from lanewise.lane.schema import Lane
-from lanewise.lane.spec import Spec
 from lanewise.lane.topology import topology_name, world_size
 
-LETTERS_NOT_BUILT = "GD"
-BUILT_VALUES: tuple[tuple[str, str, object], ...] = (
-    ("A", "sparse", None),
-    ("A", "form", "expanded"),
-    ("M", "version", "mamba3"),
-    ("M", "mimo_rank", 1),
-    ("M", "output_norm", False),
-)
-"""Letter, key of its table, and the only value of it that is built."""
 
-
-def not_built(lane: Lane, *, device_type: DeviceType = "cpu") -> tuple[str, ...]:
+def not_built(lane: Lane) -> tuple[str, ...]:
     """Every setting of a lane that this version cannot train, each by its key and value; empty when it can."""
-    letters = frozenset(layer_letters(lane.model))
     return (
-        *_blocks_not_built(lane, letters),
         *_model_extras_not_built(lane),
-        *_run_not_built(lane, device_type),
+        *_run_not_built(lane),
     )
 
 
-def require_built(lane: Lane, *, device_type: DeviceType = "cpu") -> None:
+def require_built(lane: Lane) -> None:
     """Refuse a lane this version cannot train.
 
     Raises:
         NotBuiltError: naming every setting concerned and the next action.
     """
-    missing = not_built(lane, device_type=device_type)
+    missing = not_built(lane)
     if missing:
         raise NotBuiltError(
             f"lane '{lane.name}' cannot be trained by this version, which does not build: {'; '.join(missing)}. "
@@ -47,37 +31,14 @@ def require_built(lane: Lane, *, device_type: DeviceType = "cpu") -> None:
         )
 
 
-def _blocks_not_built(lane: Lane, letters: frozenset[str]) -> Iterator[str]:
-    for letter in sorted(letters & set(LETTERS_NOT_BUILT)):
-        yield f"pattern letter {letter} ({LETTERS[letter]})"
-    for letter, key, built in BUILT_VALUES:
-        table = TABLE_OF_LETTER[letter]
-        spec = getattr(lane.model, table)
-        if letter in letters and spec is not None and getattr(spec, key) != built:
-            value = getattr(spec, key)
-            shown = "" if isinstance(value, Spec) else f" = {json.dumps(value)}"
-            yield f"model.{table}.{key}{shown}"
-
-
 def _model_extras_not_built(lane: Lane) -> Iterator[str]:
-    if lane.model.mtp:
-        yield f"model.mtp.depth = {lane.model.mtp.depth} (multi-token prediction)"
     if lane.model.ngram_embedding:
         yield "model.ngram_embedding (n-gram hash embedding)"
 
 
-def _run_not_built(lane: Lane, device_type: DeviceType) -> Iterator[str]:
-    if device_type == "cpu":
-        for key in ("compute", "residual"):
-            if getattr(lane.precision, key) != "fp32":
-                yield f"precision.{key} = {getattr(lane.precision, key)} on a CPU"
-    for family, policy in lane.recompute:
-        if policy != "none":
-            yield f"recompute.{family} = {policy}"
+def _run_not_built(lane: Lane) -> Iterator[str]:
     if lane.optimizer.name != "adamw":
         yield f"optimizer.name = {lane.optimizer.name}"
-    if lane.data.isolate_documents:
-        yield "data.isolate_documents = true"
     processes = world_size(lane.topology)
     if processes > 1 or lane.topology.nodes > 1:
         yield f"topology {topology_name(lane.topology)} ({processes} processes)"

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from lanewise.lane import machine, pattern, topology
 from lanewise.lane.expert_slots import num_null_slots, num_picks
 from lanewise.lane.features import BY_KEY
+from lanewise.lane.params import mtp_attention
 from lanewise.lane.resolve import OP_NAMES, state_fault
 from lanewise.lane.schema import (
     AttentionSpec,
+    GroupedQuerySpec,
     Lane,
     MambaSpec,
     ModelSpec,
@@ -36,12 +38,16 @@ def faults(lane: Lane) -> Iterator[Fault]:
         yield from _pattern_faults(model)
     if model.attention:
         yield from _attention_faults(model.attention)
+    if model.grouped_query:
+        yield from _grouped_query_faults(model.grouped_query)
     if model.mamba:
         yield from _mamba_faults(model.mamba, lane.batch.sequence_length)
     if model.moe:
         yield from _moe_faults(model.moe)
     yield from _other_model_faults(model)
+    yield from _auxiliary_objective_faults(lane)
     yield from _recipe_faults(lane)
+    yield from _recompute_faults(lane)
     yield from _name_faults(lane)
     yield from topology.faults(lane.topology, model)
 
@@ -55,8 +61,11 @@ def _pattern_faults(model: ModelSpec) -> Iterator[Fault]:
                 ("model", "pattern"),
                 f"= '{model.pattern}' has {letter} ({pattern.LETTERS[letter]}), which needs the table [model.{table}]",
             )
-    if model.mtp and model.attention is None:
-        yield ("model", "mtp"), "needs [model.attention], the block of every MTP depth"
+    if model.mtp and mtp_attention(model) is None:
+        yield (
+            ("model", "mtp"),
+            "needs [model.attention] or [model.grouped_query], the attention of its block",
+        )
     if model.attention and model.attention.sparse:
         yield from _sparse_faults(model.attention.sparse, num_attention=letters.count("A"))
 
@@ -81,10 +90,10 @@ def _sparse_faults(sparse: SparseAttentionSpec, *, num_attention: int) -> Iterat
             ("model", "attention", "sparse", "layer_ranks"),
             '= [] makes no layer sparse; set model.attention.sparse = "none" instead',
         )
-    elif 0 not in sparse.full_ranks:
+    if sparse.stage == "dense_warmup" and sparse.indexer_loss_coefficient == 0:
         yield (
-            ("model", "attention", "sparse", "full_ranks"),
-            f"= {list(sparse.full_ranks)} must hold 0: the first sparse layer has no earlier index to reuse",
+            ("model", "attention", "sparse", "indexer_loss_coefficient"),
+            "= 0 trains nothing in stage = 'dense_warmup', which trains the indexers alone; use a positive number",
         )
 
 
@@ -93,6 +102,28 @@ def _attention_faults(attention: AttentionSpec) -> Iterator[Fault]:
         yield (
             ("model", "attention", "qk_rope_head_dim"),
             f"= {attention.qk_rope_head_dim} is odd; rotation turns pairs of coordinates, use an even number",
+        )
+    sparse = attention.sparse
+    if sparse is not None and sparse.index_head_dim < attention.qk_rope_head_dim:
+        yield (
+            ("model", "attention", "sparse", "index_head_dim"),
+            f"= {sparse.index_head_dim} is below qk_rope_head_dim = {attention.qk_rope_head_dim}, the dims of an index "
+            f"head that are rotated; use at least {attention.qk_rope_head_dim}",
+        )
+
+
+def _grouped_query_faults(grouped: GroupedQuerySpec) -> Iterator[Fault]:
+    path = ("model", "grouped_query")
+    if grouped.num_heads % grouped.num_kv_heads:
+        yield (
+            (*path, "num_kv_heads"),
+            f"= {grouped.num_kv_heads} does not divide num_heads = {grouped.num_heads}; "
+            f"use {divisors_in_words(grouped.num_heads)}",
+        )
+    if grouped.head_dim % 2:
+        yield (
+            (*path, "head_dim"),
+            f"= {grouped.head_dim} is odd; rotation turns pairs of coordinates, use an even number",
         )
 
 
@@ -104,8 +135,18 @@ def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
             f"= {mamba.num_groups} does not divide num_heads = {mamba.num_heads}; "
             f"use {divisors_in_words(mamba.num_heads)}",
         )
+    if mamba.version == "mamba2" and mamba.mimo_rank != 1:
+        yield (
+            (*path, "mimo_rank"),
+            f"= {mamba.mimo_rank} is of Mamba-3 only; use 1 beside version = 'mamba2'",
+        )
+    if mamba.version == "mamba3" and mamba.state_size % 2:
+        yield (
+            (*path, "state_size"),
+            f"= {mamba.state_size} is odd; rotation turns pairs of coordinates, use an even number",
+        )
     rotated = math.floor(mamba.state_size * mamba.rope_fraction)
-    if rotated % 2:
+    if mamba.version == "mamba3" and rotated % 2:
         yield (
             (*path, "rope_fraction"),
             f"= {mamba.rope_fraction} rotates {rotated} of state_size = {mamba.state_size} coordinates, an odd number; "
@@ -187,6 +228,30 @@ def _other_model_faults(model: ModelSpec) -> Iterator[Fault]:
         )
 
 
+def _auxiliary_objective_faults(lane: Lane) -> Iterator[Fault]:
+    model, length = lane.model, lane.batch.sequence_length
+    if model.mtp and model.mtp.depth >= length:
+        yield (
+            ("model", "mtp", "depth"),
+            f"= {model.mtp.depth} looks past every row of batch.sequence_length = {length}; "
+            f"use at most {length - 1}",
+        )
+    stp = model.stp
+    if stp.end_step is not None and stp.end_step <= stp.start_step:
+        yield (
+            ("model", "stp", "end_step"),
+            f"= {stp.end_step} must be above start_step = {stp.start_step}; "
+            "switch the penalty off with features.stp = off",
+        )
+    if list(stp.layers) != sorted(set(stp.layers)) or any(
+        layer >= model.num_layers for layer in stp.layers
+    ):
+        yield (
+            ("model", "stp", "layers"),
+            f"= {list(stp.layers)} must rise without repeats among layers 0 to {model.num_layers - 1}",
+        )
+
+
 def _recipe_faults(lane: Lane) -> Iterator[Fault]:
     optimizer = lane.optimizer
     if optimizer.warmup_steps >= optimizer.decay_steps:
@@ -207,6 +272,31 @@ def _recipe_faults(lane: Lane) -> Iterator[Fault]:
             f"= {lane.model.vocab_size} is too small for byte tokens; use at least {BYTE_VOCABULARY} "
             "(256 bytes and a document separator)",
         )
+
+
+def _recompute_faults(lane: Lane) -> Iterator[Fault]:
+    model = lane.model
+    if pattern.fault(model.pattern) is not None:
+        return
+    letters = set(pattern.layer_letters(model))
+    used = {table for letter, table in pattern.TABLE_OF_LETTER.items() if letter in letters}
+    used |= {"mtp"} if model.mtp else set()
+    for family, policy in lane.recompute:
+        if policy != "none" and family not in used:
+            yield (
+                ("recompute", family),
+                f"= {policy} has nothing to compute again: "
+                + (
+                    "the lane has no table [model.mtp]"
+                    if family == "mtp"
+                    else f"the pattern {model.pattern} has no {_letter_of(family)}"
+                )
+                + f'; set recompute.{family} = "none"',
+            )
+
+
+def _letter_of(table: str) -> str:
+    return next(letter for letter, name in pattern.TABLE_OF_LETTER.items() if name == table)
 
 
 def _name_faults(lane: Lane) -> Iterator[Fault]:

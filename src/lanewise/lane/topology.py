@@ -73,6 +73,10 @@ def _faults_against_model(topology: TopologySpec, model: ModelSpec) -> Iterator[
         "model.mamba.num_heads": model.mamba and model.mamba.num_heads,
         "model.mamba.num_groups": model.mamba and model.mamba.num_groups,
         "model.recurrent.num_heads": model.recurrent and model.recurrent.num_heads,
+        "model.grouped_query.num_heads": model.grouped_query and model.grouped_query.num_heads,
+        "model.grouped_query.num_kv_heads": model.grouped_query
+        and model.grouped_query.num_kv_heads,
+        "model.mlp.mlp_hidden_size": model.mlp and model.mlp.mlp_hidden_size,
         "model.vocab_size": model.vocab_size,
     }
     for name, size in split_over_tp.items():

@@ -7,7 +7,7 @@ by what the model feeds in and nothing here branches on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -18,6 +18,14 @@ from torch import Tensor, nn
 _KEEP_FP32 = "lanewise_keep_fp32"
 _NO_WEIGHT_DECAY = "lanewise_no_weight_decay"
 NO_LOSSES: Mapping[str, Tensor] = MappingProxyType({})
+
+IGNORE_INDEX = -100
+"""Target that does not count towards the loss."""
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"fp32": torch.float32, "bf16": torch.bfloat16}
+)
+"""Names of precisions in a lane."""
 
 
 class Context(NamedTuple):
@@ -98,6 +106,16 @@ class Block(nn.Module):
         """Count what a training step must remember of this output, e.g. tokens per expert; once per micro-batch."""
 
 
+RunBlock = Callable[[Block, Tensor, Context], BlockOutput]
+"""How a layer is run in training; replaced from outside, e.g. by one that computes it again in the backward pass."""
+
+
+def run_plainly(block: Block, x: Tensor, context: Context) -> BlockOutput:
+    """Call the block and keep what its backward needs."""
+    output: BlockOutput = block(x, context)
+    return output
+
+
 class Linear(nn.Module):
     """`y = x Wᵀ` without bias; the weight is cast to the dtype of `x`.
 
@@ -133,6 +151,14 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [..., size]."""
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Activation of an MLP: `gelu` (exact), `relu2` [..., F] → [..., F], or `swiglu` [..., 2F] → [..., F], gate first."""
+    if activation == "swiglu":
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    return F.relu(x).square() if activation == "relu2" else F.gelu(x)
 
 
 def special_parameter(start: Tensor) -> nn.Parameter:

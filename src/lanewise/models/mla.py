@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lanewise.lane.schema import AttentionSpec
 from lanewise.models.layers import Linear, RMSNorm, init_normal
-from lanewise.ops.mla_ingress import rope_tables
+from lanewise.models.rope import RotaryTable, rotate
 
 
 class MlaProjections(nn.Module):
@@ -28,9 +28,6 @@ class MlaProjections(nn.Module):
         sequence_length: longest T of training; sizes the rotation table.
         eps: of the two latent RMSNorms.
     """
-
-    cos: Tensor
-    sin: Tensor
 
     def __init__(
         self, spec: AttentionSpec, *, hidden_size: int, sequence_length: int, eps: float
@@ -48,9 +45,7 @@ class MlaProjections(nn.Module):
             spec.kv_lora_rank, spec.num_heads * (spec.qk_nope_head_dim + spec.v_head_dim)
         )
         self.out = Linear(spec.num_heads * spec.v_head_dim, hidden_size)
-        cos, sin = rope_tables(sequence_length, spec.qk_rope_head_dim, spec.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.rope = RotaryTable(sequence_length, spec.qk_rope_head_dim, spec.rope_theta)
 
     def reset_parameters(
         self, *, std: float, output_std: float, generator: torch.Generator
@@ -85,6 +80,35 @@ class MlaProjections(nn.Module):
         """q' = q_nope W_uk: [B, T, H, D_n] → [B, T, H, C]."""
         return torch.einsum("bthn,hnc->bthc", q_nope, self._up_weights(q_nope)[0])
 
+    def absorbed_queries(self, queries: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[q' | R(q_rope)], which meet the keys of `latent_keys`.
+
+        Args:
+            queries: [B, T, H, D_n+D_r], not rotated.
+            cos: [T, D_r/2].
+            sin: [T, D_r/2].
+
+        Returns:
+            [B, T, H, C+D_r].
+        """
+        num_nope = self.spec.qk_nope_head_dim
+        rotated = rotate(queries[..., num_nope:], cos[:, None], sin[:, None])
+        return torch.cat([self.absorb(queries[..., :num_nope]), rotated], dim=-1)
+
+    def latent_keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[c | R(k_rope)], the one key head of the absorbed form; its first C dims are the values.
+
+        Args:
+            x: [B, T, d].
+            cos: [T, D_r/2].
+            sin: [T, D_r/2].
+
+        Returns:
+            [B, T, C+D_r].
+        """
+        latents, k_rope = self.key_latents(x)
+        return torch.cat([latents, rotate(k_rope, cos, sin)], dim=-1)
+
     def expand_values(self, latent_values: Tensor) -> Tensor:
         """(P c) W_uv: [B, T, H, C] → [B, T, H, D_v]."""
         return torch.einsum("bthc,hvc->bthv", latent_values, self._up_weights(latent_values)[1])
@@ -94,30 +118,9 @@ class MlaProjections(nn.Module):
         projected: Tensor = self.out(values.flatten(-2))
         return projected
 
-    def rope(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions start … stop − 1, each [stop − start, D_r/2], in the dtype of `like`."""
-        cos, sin = self.cos, self.sin
-        if stop > len(cos):  # generation may run past the training length
-            cos, sin = rope_tables(
-                stop, self.spec.qk_rope_head_dim, self.spec.rope_theta, device=like.device
-            )
-        return cos[start:stop].to(like.dtype), sin[start:stop].to(like.dtype)
-
     def _up_weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """W_uk [H, D_n, C] and W_uv [H, D_v, C]."""
         weight = self.kv_up.weight.to(like.dtype)
         weight = weight.view(self.spec.num_heads, -1, weight.shape[-1])
         num_nope = self.spec.qk_nope_head_dim
         return weight[:, :num_nope], weight[:, num_nope:]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Split-half rotation of the last dim.
-
-    Args:
-        x: [..., D_r], positions on a dim that `cos` and `sin` broadcast over.
-        cos: [..., D_r/2].
-        sin: [..., D_r/2].
-    """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -3,7 +3,7 @@
     carried, normed = residual.open(embedding[tokens])
     for each layer i:      delta = block_i(normed)
                            carried, normed = residual.add(delta, carried, i + 1)
-    loss = linear_cross_entropy(normed, head, targets) + Σ auxiliary losses
+    loss = linear_cross_entropy(normed, head, targets) + Σ auxiliary losses, those of MTP and STP among them
 
 Every letter is one residual sub-layer with one pre-norm weight. Legend: B batch, T sequence, d hidden, W vocabulary.
 """
@@ -11,28 +11,34 @@ Every letter is one residual sub-layer with one pre-norm weight. Legend: B batch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lanewise.lane.index_layers import is_dense_warmup
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import Lane
 from lanewise.models.assemble import build_block
-from lanewise.models.layers import Block, BlockOutput, BlockState, Context, init_normal
+from lanewise.models.indexer import freeze_all_but_indexers
+from lanewise.models.layers import (
+    DTYPES,
+    IGNORE_INDEX,
+    NO_LOSSES,
+    Block,
+    BlockState,
+    Context,
+    RunBlock,
+    init_normal,
+    run_plainly,
+)
 from lanewise.models.moe import MixtureOfExperts
+from lanewise.models.mtp import MultiTokenPrediction
 from lanewise.models.residual import ResidualStream
+from lanewise.models.stp import TrajectoryPenalty
 from lanewise.ops.opset import OpSet
-
-IGNORE_INDEX = -100
-"""Target that does not count towards the loss."""
-
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-RunBlock = Callable[[Block, Tensor, Context], BlockOutput]
-"""How a layer is run in training; replaced from outside, e.g. by one that computes it again in the backward pass."""
 
 
 class Loss(NamedTuple):
@@ -42,13 +48,24 @@ class Loss(NamedTuple):
         total: what is differentiated: cross-entropy plus all parts.
         cross_entropy: nats per token.
         parts: auxiliary losses by name, already weighted, each the sum over the layers that have it.
+        unweighted: those of the parts that mean something before they are weighted: the cross-entropy of MTP depth j
+            as `mtp_<j>`, the penalty `stp`.
         expert_ids: routing that was followed in every E layer in order, int64 [S, k] each.
     """
 
     total: Tensor
     cross_entropy: Tensor
     parts: Mapping[str, Tensor]
+    unweighted: Mapping[str, Tensor] = NO_LOSSES
     expert_ids: tuple[Tensor, ...] = ()
+
+    def detach(self) -> Loss:
+        """The same values, cut from the graph."""
+        parts = {name: part.detach() for name, part in self.parts.items()}
+        unweighted = {name: loss.detach() for name, loss in self.unweighted.items()}
+        return Loss(
+            self.total.detach(), self.cross_entropy.detach(), parts, unweighted, self.expert_ids
+        )
 
 
 class Trunk(NamedTuple):
@@ -58,11 +75,15 @@ class Trunk(NamedTuple):
         hidden: final normed hidden states [B, T, d].
         losses: auxiliary losses by name, already weighted, summed over layers.
         expert_ids: routing of every E layer in order, int64 [S, k] each.
+        embedded: input of the residual stream [B, T, d].
+        paths: residual stream after each layer asked for, in the order of the layers [B, T, d].
     """
 
     hidden: Tensor
     losses: Mapping[str, Tensor]
     expert_ids: tuple[Tensor, ...]
+    embedded: Tensor
+    paths: tuple[Tensor, ...] = ()
 
 
 class ModelState(NamedTuple):
@@ -82,13 +103,15 @@ class HybridModel(nn.Module):
 
     Args:
         lane: the lane; only its model, batch and precision tables are read.
-        model_switches: features read at assembly (`extra_aux_losses`).
+        model_switches: features read at assembly, e.g. `mtp`.
         ops: the op set, resolved for this lane and device.
 
     Attributes:
         blocks: one module per layer, in order.
         residual: the stream between them, with the norms.
         run_block: how layer i is run in training, one per layer.
+        mtp: the MTP depths; None without them.
+        stp: the trajectory penalty; None without it.
     """
 
     def __init__(self, lane: Lane, *, model_switches: Mapping[str, bool], ops: OpSet) -> None:
@@ -118,10 +141,18 @@ class HybridModel(nn.Module):
             ops=ops,
         )
         self.head = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size))
-        self.run_block: list[RunBlock] = [_run_plainly] * len(self.letters)
+        self.run_block: list[RunBlock] = [run_plainly] * len(self.letters)
+        self.mtp = MultiTokenPrediction(lane, ops=ops) if model_switches.get("mtp") else None
+        self.stp = (
+            TrajectoryPenalty(spec.stp, seed=lane.seed) if model_switches.get("stp") else None
+        )
+        if is_dense_warmup(spec):
+            freeze_all_but_indexers(self)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw start values in layer order: N(0, init_std²), output projections ÷ sqrt(2 · num_layers).
+
+        The MTP depths come last, so that the trunk of a seed is the same with and without them.
 
         Args:
             generator: CPU generator, the only source of randomness of the weights.
@@ -132,11 +163,18 @@ class HybridModel(nn.Module):
         for block in self.layers:
             block.reset_parameters(std=std, output_std=output_std, generator=generator)
         init_normal(self.head, std, generator)
+        if self.mtp is not None:
+            self.mtp.reset_parameters(std=std, output_std=output_std, generator=generator)
 
     @property
     def layers(self) -> list[Block]:
         """The blocks, typed."""
         return [block for block in self.blocks if isinstance(block, Block)]
+
+    @property
+    def sub_layers(self) -> list[Block]:
+        """Every block: those of the layers, then those of the MTP depths."""
+        return [*self.layers, *(self.mtp.sub_layers if self.mtp is not None else ())]
 
     def forward(
         self,
@@ -145,6 +183,7 @@ class HybridModel(nn.Module):
         *,
         document_ids: Tensor | None = None,
         expert_ids: Sequence[Tensor] | None = None,
+        step: int = 0,
     ) -> Loss:
         """Loss of a micro-batch.
 
@@ -153,19 +192,35 @@ class HybridModel(nn.Module):
             targets: int64 [B, T]; `IGNORE_INDEX` does not count.
             document_ids: int64 [B, T], equal within a document and changing at its end; None when rows are one document.
             expert_ids: routing to follow instead of choosing, int64 [S, k] for every E layer in order, or None.
+            step: the optimizer step, 0-based; STP has a window of steps and draws its spans by it.
 
         Raises:
             ValueError: `expert_ids` is not one tensor per E layer.
         """
-        trunk = self.trunk(tokens, document_ids=document_ids, expert_ids=expert_ids)
-        cross_entropy = self.ops.linear_cross_entropy(
-            trunk.hidden.reshape(-1, self.spec.hidden_size),
-            self.head.to(trunk.hidden.dtype),
-            targets.reshape(-1),
-            IGNORE_INDEX,
+        if document_ids is not None:
+            document_ids = count_documents(document_ids)
+        stp = self.stp if self.stp is not None and self.stp.is_active(step) else None
+        trunk = self.trunk(
+            tokens,
+            document_ids=document_ids,
+            expert_ids=expert_ids,
+            path_layers=stp.layers if stp is not None else (),
         )
-        parts = dict(trunk.losses)
-        return Loss(cross_entropy + sum(parts.values()), cross_entropy, parts, trunk.expert_ids)
+        head = self.head.to(trunk.hidden.dtype)
+        cross_entropy = self.ops.linear_cross_entropy(
+            trunk.hidden.flatten(0, 1), head, targets.flatten(), IGNORE_INDEX
+        )
+        parts, unweighted = dict(trunk.losses), {}
+        if self.mtp is not None:
+            depths = self.mtp(trunk.hidden, trunk.embedded, targets, head, document_ids)
+            for j, (weight, loss) in enumerate(zip(self.mtp.weights, depths, strict=True), start=1):
+                unweighted[f"mtp_{j}"] = loss
+                parts[f"mtp_{j}"] = weight * loss
+        if stp is not None:
+            unweighted["stp"] = stp(trunk.paths or (trunk.hidden,), step, document_ids)
+            parts["stp"] = stp.coefficient * unweighted["stp"]
+        total = cross_entropy + sum(parts.values())
+        return Loss(total, cross_entropy, parts, unweighted, trunk.expert_ids)
 
     def trunk(
         self,
@@ -173,15 +228,17 @@ class HybridModel(nn.Module):
         *,
         document_ids: Tensor | None = None,
         expert_ids: Sequence[Tensor] | None = None,
+        path_layers: Collection[int] = (),
     ) -> Trunk:
-        """All layers over a micro-batch; arguments as `forward`."""
+        """All layers over a micro-batch; arguments as `forward`, and the layers whose residual stream is kept."""
         followed = self._ids_of_layers(expert_ids)
         context = Context(
             document_ids=None if document_ids is None else count_documents(document_ids)
         )
         losses: dict[str, Tensor] = {}
-        routed = []
-        carried, normed = self.residual.open(self.embed(tokens))
+        routed, paths = [], []
+        embedded = self.embed(tokens)
+        carried, normed = self.residual.open(embedded)
         for index, block in enumerate(self.layers):
             layer_context = context._replace(expert_ids=followed[index])
             output = self.run_block[index](block, normed, layer_context)
@@ -194,7 +251,9 @@ class HybridModel(nn.Module):
             if output.expert_ids is not None:
                 routed.append(output.expert_ids)
             carried, normed = self.residual.add(output.delta, carried, index + 1)
-        return Trunk(normed, losses, tuple(routed))
+            if index in path_layers:
+                paths.append(carried)
+        return Trunk(normed, losses, tuple(routed), embedded, tuple(paths))
 
     def _ids_of_layers(self, expert_ids: Sequence[Tensor] | None) -> list[Tensor | None]:
         """The routing that each layer is to follow, None where it has none."""
@@ -258,8 +317,3 @@ def count_documents(document_ids: Tensor) -> Tensor:
     """
     changes = document_ids[:, 1:] != document_ids[:, :-1]
     return F.pad(changes.to(torch.int64).cumsum(dim=1), (1, 0))
-
-
-def _run_plainly(block: Block, x: Tensor, context: Context) -> BlockOutput:
-    output: BlockOutput = block(x, context)
-    return output

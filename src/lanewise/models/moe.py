@@ -17,7 +17,6 @@ Legend: B batch, T sequence, d hidden, S = B·T tokens, E experts, k picks, F ex
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise.lane.schema import MoeSpec
@@ -29,6 +28,7 @@ from lanewise.models.layers import (
     BlockState,
     Context,
     Linear,
+    activate,
     init_normal,
 )
 from lanewise.models.router import Router, Routing, count_picks
@@ -145,11 +145,3 @@ class MixtureOfExperts(Block):
     def update_bias(self) -> Tensor:
         """Rebalance after an optimizer step; returns int64 [E + 1], the picks per expert and of null slots since the last."""
         return self.router.update_bias()
-
-
-def activate(x: Tensor, activation: str) -> Tensor:
-    """The expert activation for the shared expert: [..., F], or [..., 2F] → [..., F] for `swiglu`."""
-    if activation == "swiglu":
-        gate, up = x.chunk(2, dim=-1)
-        return F.silu(gate) * up
-    return F.relu(x).square() if activation == "relu2" else F.gelu(x)

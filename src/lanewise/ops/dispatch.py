@@ -89,7 +89,7 @@ def rejection(backend: Backend, problem: Problem, capabilities: Capabilities) ->
 
     Args:
         backend: row of an op's table.
-        problem: shapes and dtype of the call site; must name every dim of the op's legend.
+        problem: shapes and dtype of the call sites; must name every dim of the op's legend.
         capabilities: of the machine, for the problem's device type.
     """
     if problem.device_type != capabilities.device_type:
@@ -102,7 +102,8 @@ def rejection(backend: Backend, problem: Problem, capabilities: Capabilities) ->
     if reason is None and problem.dtype not in needs.dtypes:
         reason = f"it computes in {_either(needs.dtypes)}, not in {problem.dtype}"
     if reason is None and needs.shape_rule is not None:
-        reason = needs.shape_rule(problem.dims)
+        reasons = (needs.shape_rule(dims) for dims in (problem.dims, *problem.also))
+        reason = next((found for found in reasons if found is not None), None)
     return reason
 
 
@@ -114,7 +115,7 @@ def choose(
     Args:
         spec: the op.
         requested: backends in the order to try; empty is the op's own order, one alone must run.
-        problem: shapes and dtype of the call site.
+        problem: shapes and dtype of the call sites.
         capabilities: of the machine.
 
     Raises:

@@ -12,11 +12,17 @@ from lanewise.errors import BackendError
 from lanewise.ops import (
     add_norm,
     attention_core,
+    index_topk,
+    indexer_loss,
+    indexer_warmup_loss,
     linear_cross_entropy,
     m2rnn_scan,
+    mimo_scan,
     mla_ingress,
     moe_experts,
     optimizer_step,
+    sparse_attention,
+    ssd_scan,
     ssm_scan,
 )
 from lanewise.ops.dispatch import choose, did_you_mean, load
@@ -97,9 +103,60 @@ class OpSet:
         """Rotate and assemble q, k, v of MLA; see `ops.mla_ingress`."""
         return mla_ingress.mla_ingress(self._launch("mla_ingress"), q, kv, k_rope, cos, sin)
 
-    def attention_core(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attention_core(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
         """Causal softmax attention; see `ops.attention_core`."""
-        return attention_core.attention_core(self._launch("attention_core"), q, k, v, scale)
+        return attention_core.attention_core(
+            self._launch("attention_core"), q, k, v, scale, document_ids
+        )
+
+    def index_topk(
+        self,
+        q_index: Tensor,
+        k_index: Tensor,
+        weights: Tensor,
+        top_k: int,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Keys with the highest index scores; see `ops.index_topk`."""
+        run = self._launch("index_topk")
+        return index_topk.index_topk(run, q_index, k_index, weights, top_k, document_ids)
+
+    def sparse_attention(
+        self, q: Tensor, keys: Tensor, key_ids: Tensor, scale: float, num_value_dims: int
+    ) -> tuple[Tensor, Tensor]:
+        """Attention over selected keys; see `ops.sparse_attention`."""
+        run = self._launch("sparse_attention")
+        return sparse_attention.sparse_attention(run, q, keys, key_ids, scale, num_value_dims)
+
+    def indexer_loss(
+        self, q_index: Tensor, k_index: Tensor, weights: Tensor, key_ids: Tensor, target: Tensor
+    ) -> Tensor:
+        """KL of the indexer on the selected keys; see `ops.indexer_loss`."""
+        run = self._launch("indexer_loss")
+        return indexer_loss.indexer_loss(run, q_index, k_index, weights, key_ids, target)
+
+    def indexer_warmup_loss(
+        self,
+        q_index: Tensor,
+        k_index: Tensor,
+        weights: Tensor,
+        q: Tensor,
+        keys: Tensor,
+        scale: float,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """KL of the indexer against dense attention; see `ops.indexer_warmup_loss`."""
+        run = self._launch("indexer_warmup_loss")
+        return indexer_warmup_loss.indexer_warmup_loss(
+            run, q_index, k_index, weights, q, keys, scale, document_ids
+        )
 
     def moe_experts(
         self,
@@ -127,14 +184,55 @@ class OpSet:
         q_bias: Tensor,
         k_bias: Tensor,
         skip: Tensor,
-        z: Tensor,
+        z: Tensor | None,
         chunk_size: int,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Mamba-3 scan; see `ops.ssm_scan`."""
         run = self._launch("ssm_scan")
         return ssm_scan.ssm_scan(
-            run, q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size
+            run, q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size, document_ids
         )
+
+    def ssd_scan(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        skip: Tensor,
+        chunk_size: int,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Mamba-2 scan; see `ops.ssd_scan`."""
+        run = self._launch("ssd_scan")
+        return ssd_scan.ssd_scan(run, x, dt, a, b, c, skip, chunk_size, document_ids)
+
+    def mimo_scan(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dt: Tensor,
+        a_dt: Tensor,
+        trap: Tensor,
+        angles: Tensor,
+        q_bias: Tensor,
+        k_bias: Tensor,
+        skip: Tensor,
+        z: Tensor | None,
+        psi_x: Tensor,
+        psi_z: Tensor | None,
+        psi_o: Tensor | None,
+        chunk_size: int,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Mamba-3 MIMO scan; see `ops.mimo_scan`."""
+        return mimo_scan.mimo_scan(
+            self._launch("mimo_scan"), q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip,
+            z, psi_x, psi_z, psi_o, chunk_size, document_ids,
+        )  # fmt: skip
 
     def m2rnn_scan(
         self,
@@ -144,10 +242,12 @@ class OpSet:
         weight: Tensor,
         forget: Tensor,
         state_gradient_clip: float,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Matrix-state recurrence; see `ops.m2rnn_scan`."""
+        run = self._launch("m2rnn_scan")
         return m2rnn_scan.m2rnn_scan(
-            self._launch("m2rnn_scan"), q, k, v, weight, forget, state_gradient_clip
+            run, q, k, v, weight, forget, state_gradient_clip, document_ids
         )
 
     def linear_cross_entropy(

@@ -12,17 +12,19 @@ ShapeRule = Callable[[Mapping[str, int]], str | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """The shapes and dtype one call site will see, known when the model is built.
+    """The shapes and dtype the call sites of an op will see, known when the model is built.
 
     Attributes:
         device_type: `cpu` or `cuda`.
         dtype: `fp64`, `fp32` or `bf16`, of the op's main input.
         dims: named sizes from the op's shape legend, e.g. `{"T": 64, "H": 4, "P": 32}`.
+        also: the same of further call sites of other sizes; a backend must run them all.
     """
 
     device_type: str
     dtype: str
     dims: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    also: tuple[Mapping[str, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +38,10 @@ class Batch(Protocol):
     def targets(self) -> np.ndarray:
         """Next tokens."""
 
+    @property
+    def document_ids(self) -> np.ndarray:
+        """Document of each input."""
+
 
 class BatchSource(Protocol):
     """A resumable stream of micro-batches."""
@@ -59,6 +63,7 @@ class StepResult:
         expert_loads: int64 [E layers, E + 1], picks of this step per expert and of null slots last; None without E layers
             or unmeasured.
         tags: `gc`, `compile`, `checkpoint` (first step after one).
+        auxiliary_losses: unweighted, by name, mean over micro-batches, e.g. the cross-entropy `mtp_1`.
     """
 
     step: int
@@ -68,6 +73,7 @@ class StepResult:
     grad_norm: float | None
     expert_loads: np.ndarray | None
     tags: tuple[str, ...]
+    auxiliary_losses: Mapping[str, float] = field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -81,6 +87,7 @@ class TrainingLoop:
         accumulation_steps: micro-batches per optimizer step.
         goodput: spans `step`, `data_wait` and `gc` are opened on it.
         measure: whether gradient norm and expert load are read out.
+        isolate_documents: whether the model is told which document each token belongs to.
         graphs_compiled: reads how many graphs torch.compile has built, to tag steps that compile; None when it is off.
         replay_routing: gives the routing that every step follows; None lets the model choose.
         clock: monotonic nanoseconds.
@@ -101,6 +108,7 @@ class TrainingLoop:
         accumulation_steps: int,
         goodput: GoodputClock,
         measure: bool = True,
+        isolate_documents: bool = False,
         graphs_compiled: Callable[[], int] | None = None,
         replay_routing: RoutingReader | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
@@ -114,6 +122,7 @@ class TrainingLoop:
         self._accumulation_steps = accumulation_steps
         self._goodput = goodput
         self._measure = measure
+        self._isolate_documents = isolate_documents
         self._graphs_compiled = graphs_compiled or (lambda: 0)
         self.record_routing: RoutingWriter | None = None
         self._replay_routing = replay_routing
@@ -137,8 +146,7 @@ class TrainingLoop:
         data_wait_ns = 0
         with self._goodput.span("step"):
             set_learning_rate(self.optimizer, learning_rate(step, self._spec))
-            losses: list[Tensor] = []
-            routed: list[MicroBatchIds] = []
+            losses: list[Loss] = []
             to_follow: Sequence[MicroBatchIds | None] = [None] * self._accumulation_steps
             if self._routing_source is not None:
                 wait_start_ns = self._clock()
@@ -148,18 +156,15 @@ class TrainingLoop:
             for expert_ids in to_follow:
                 wait_start_ns = self._clock()
                 with self._goodput.span("data_wait"):
-                    tokens, targets = self._next_micro_batch()
+                    micro_batch = self._next_micro_batch()
                 data_wait_ns += self._clock() - wait_start_ns
-                cross_entropy, followed = self._accumulate(tokens, targets, expert_ids)
-                losses.append(cross_entropy)
-                if self.record_routing is not None:
-                    routed.append(followed)
+                losses.append(self._accumulate(*micro_batch, expert_ids))
             grad_norm = self._clip()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             expert_loads = self.model.update_expert_bias()
             # Reading the loss waits for the device, so the step ends when its work has ended.
-            loss = torch.stack(losses).mean().item()
+            loss, auxiliary_losses = _read(losses)
             if (step + 1) % self._gc_interval_steps == 0:
                 with self._goodput.span("gc"):
                     gc.collect(1)
@@ -168,7 +173,7 @@ class TrainingLoop:
         if self._graphs_compiled() != graphs_before:
             tags.append("compile")
         if self.record_routing is not None:
-            self.record_routing.write(step, routed)
+            self.record_routing.write(step, [loss.expert_ids for loss in losses])
         self.next_step = step + 1
         return StepResult(
             step=step,
@@ -180,6 +185,7 @@ class TrainingLoop:
                 expert_loads.cpu().numpy() if self._measure and expert_loads is not None else None
             ),
             tags=tuple(tags),
+            auxiliary_losses=auxiliary_losses,
         )
 
     def untimed_step(self) -> None:
@@ -197,22 +203,44 @@ class TrainingLoop:
             self._routing_source = self._replay_routing
             self.next_step = step
 
-    def _next_micro_batch(self) -> tuple[Tensor, Tensor]:
+    def _next_micro_batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens, targets, and document ids if documents are isolated."""
         batch = self.loader.next()
-        tokens = torch.from_numpy(batch.tokens).to(self._device, non_blocking=True)
-        return tokens, torch.from_numpy(batch.targets).to(self._device, non_blocking=True)
+        document_ids = self._to_device(batch.document_ids) if self._isolate_documents else None
+        return self._to_device(batch.tokens), self._to_device(batch.targets), document_ids
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
 
     def _accumulate(
-        self, tokens: Tensor, targets: Tensor, expert_ids: MicroBatchIds | None
-    ) -> tuple[Tensor, MicroBatchIds]:
-        loss: Loss = self.model(tokens, targets, expert_ids=expert_ids)
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        document_ids: Tensor | None,
+        expert_ids: MicroBatchIds | None,
+    ) -> Loss:
+        loss: Loss = self.model(
+            tokens,
+            targets,
+            document_ids=document_ids,
+            expert_ids=expert_ids,
+            step=self.next_step,
+        )
         torch.autograd.backward(loss.total / self._accumulation_steps)
-        return loss.cross_entropy.detach(), loss.expert_ids
+        return loss.detach()
 
     def _clip(self) -> Tensor | None:
         if self._spec.grad_clip_norm > 0 or self._measure:
             return clip_gradients(self._parameters, self._spec.grad_clip_norm)
         return None
+
+
+def _read(losses: Sequence[Loss]) -> tuple[float, dict[str, float]]:
+    """Mean cross-entropy and mean unweighted auxiliary losses of the micro-batches, in one transfer."""
+    names = list(losses[0].unweighted)
+    rows = [torch.stack([one.cross_entropy, *one.unweighted.values()]) for one in losses]
+    loss, *auxiliary = torch.stack(rows).mean(dim=0).tolist()
+    return loss, dict(zip(names, auxiliary, strict=True))
 
 
 @contextlib.contextmanager

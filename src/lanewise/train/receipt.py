@@ -17,6 +17,7 @@ from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.flops import lane_flops
+from lanewise.lane.index_layers import index_layers
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
@@ -49,6 +50,8 @@ from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import IDS_DIGEST_KEY, routing_mode, routing_record
 
 CLOCK = "perf_counter_ns"
+INDEX_LAYERS_KEY = "io.lanewise.index_layers"
+"""Key in `extensions` that says which A ranks computed a sparse index, reused one, or were promoted to computing it."""
 CLOSURE_RATIO = 1e-3
 """Largest part of wall time by which the goodput partition may miss it."""
 
@@ -140,6 +143,15 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
     }
 
 
+def _index_layers(resolved: ResolvedLane) -> dict[str, Any]:
+    layers = index_layers(resolved.lane.model)
+    if layers is None:
+        return {}
+    return {
+        INDEX_LAYERS_KEY: {key: list(ranks) for key, ranks in dataclasses.asdict(layers).items()}
+    }
+
+
 def flops_record(request: RunRequest) -> Flops:
     """The lane's numerator, still without utilisation, which needs step times."""
     counted = lane_flops(request.resolved.lane)
@@ -192,19 +204,21 @@ def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:
 
 
 def _effective_state(decision: FeatureDecision, facts: RunFacts) -> str:
-    """The state whose backends were chosen; `other` when a pin or a fallback chose none of them."""
+    """The state whose backends were chosen for the ops this lane runs.
+
+    `other` when a pin or a fallback chose none of them, or when the lane runs no op that the state sets.
+    """
     device = facts.request.resolved.device_type
     settings = BY_KEY[decision.key].settings
     for state in (decision.state, *settings):
         asked = {op: by_device.get(device, ()) for op, by_device in settings[state].ops.items()}
-        if all(_matches(facts.choices.get(op), names) for op, names in asked.items()):
+        run = asked.keys() & facts.choices.keys()
+        if bool(run) == bool(asked) and all(_matches(facts.choices[op], asked[op]) for op in run):
             return state
     return "other"
 
 
-def _matches(choice: Choice | None, names: tuple[str, ...]) -> bool:
-    if choice is None:
-        return False
+def _matches(choice: Choice, names: tuple[str, ...]) -> bool:
     return choice.chosen == names[0] if names else not choice.requested
 
 
@@ -224,8 +238,11 @@ def _backend(choice: Choice, observation: Observation) -> BackendRecord:
     )
 
 
-def _extensions(facts: RunFacts) -> dict[str, str]:
-    extensions = {ALLOCATOR_KEY: facts.host_allocator}
+def _extensions(facts: RunFacts) -> dict[str, Any]:
+    extensions = {
+        ALLOCATOR_KEY: facts.host_allocator,
+        **_index_layers(facts.request.resolved),
+    }
     if facts.routing_ids_digest is not None:
         extensions[IDS_DIGEST_KEY] = facts.routing_ids_digest
     return extensions

@@ -22,11 +22,11 @@ from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
-from lanewise.parallel import compile_regions
+from lanewise.parallel import compile_regions, recompute
 from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
-from lanewise.train import checkpoint, routing
+from lanewise.train import checkpoint, routing, saved
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
 from lanewise.train.loop import StepResult, TrainingLoop
@@ -91,7 +91,7 @@ class Run:
         host_allocator: str = "the C library's default",
     ) -> None:
         resolved = request.resolved
-        require_built(resolved.lane, device_type=resolved.device_type)
+        require_built(resolved.lane)
         self.request = request
         self.lane = resolved.lane
         self._created_at = today().isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -124,18 +124,21 @@ class Run:
         )
         offered = capabilities(resolved.device_type)
         self.ops = OpSet.resolve(
-            resolved.op_preferences, lane_problems(lane, resolved.device_type), offered
+            resolved.op_preferences,
+            lane_problems(lane, resolved.device_type, resolved.model_switches),
+            offered,
         )
         self.model = HybridModel(lane, model_switches=resolved.model_switches, ops=self.ops)
         self.model.reset_parameters(torch.Generator().manual_seed(lane.seed))
         self.model.to(device).train()
+        compiled = resolved.runtime_switches.get("regional_compile", False)
+        recompute.apply(self.model, lane.recompute, compiled=compiled)
         self._optimizer = self.ops.optimizer_step(
             parameter_groups(self.model, lane.optimizer),
             lane.optimizer.learning_rate,
             lane.optimizer.betas,
             lane.optimizer.eps,
         )
-        compiled = resolved.runtime_switches.get("regional_compile", False)
         data_digest = self.corpus.record.digest
         self._replay = routing.to_follow(self.request, data_digest)
         self._loop = TrainingLoop(
@@ -146,6 +149,7 @@ class Run:
             accumulation_steps=lane.batch.gradient_accumulation_steps,
             goodput=self.goodput,
             measure=measure,
+            isolate_documents=lane.data.isolate_documents,
             graphs_compiled=compile_regions.graphs_compiled if compiled else None,
             replay_routing=self._replay,
             clock=self._clock,
@@ -158,7 +162,7 @@ class Run:
         self._record = routing.to_write(self.request, data_digest, first_step=self.next_step)
         self._loop.record_routing = self._record
         if compiled:
-            compile_regions.compile_blocks(self.model.blocks, offered)
+            compile_regions.compile_blocks(self.model.sub_layers, offered)
             start_ns = self._clock()
             with self.goodput.span("compile"):
                 self._trigger_compilation(device)
@@ -172,10 +176,13 @@ class Run:
         tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         loads = [buffer for name, buffer in self.model.named_buffers() if name.endswith("load")]
         before = [load.clone() for load in loads]
+        # Called as a training step will call it, or the first step would compile again.
+        document_ids = tokens if self.lane.data.isolate_documents else None
         expert_ids = None
         if self._replay is not None:
             (expert_ids, *_) = self._replay.peek(self._loop.next_step, device)
-        self.model(tokens, tokens, expert_ids=expert_ids).total.backward()
+        loss = self.model(tokens, tokens, document_ids=document_ids, expert_ids=expert_ids)
+        loss.total.backward()
         self._optimizer.zero_grad(set_to_none=True)
         for load, value in zip(loads, before, strict=True):
             load.copy_(value)
@@ -231,6 +238,7 @@ class Run:
                     loader=self._loader.state(),
                     totals={"tokens": self.next_step * self.tokens_per_step},
                 ),
+                files=saved.files(self.request.resolved, self.corpus.tokenizer),
             )
         self._loop.tag_next_step("checkpoint")
         return path

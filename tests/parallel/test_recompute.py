@@ -1,0 +1,208 @@
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lanewise.errors import BackendError
+from lanewise.lane.load import load_lane
+from lanewise.lane.pattern import TABLE_OF_LETTER
+from lanewise.lane.schema import Lane, RecomputeSpec
+from lanewise.measure.memory import measure_cpu_step
+from lanewise.models.layers import NO_CONTEXT, Block, BlockOutput, Context
+from lanewise.models.model import HybridModel
+from lanewise.models.problems import lane_problems
+from lanewise.ops.dispatch import capabilities
+from lanewise.ops.opset import OpSet
+from lanewise.parallel import recompute
+from tests.models.micro import micro_lane, micro_model, random_batch
+
+POLICIES = ("full", "selective")
+FAMILIES = [TABLE_OF_LETTER[letter] for letter in "AEMR"]
+
+
+def everywhere(lane: Lane, policy: str) -> RecomputeSpec:
+    """The policy for every block family of the lane's pattern."""
+    return RecomputeSpec(**{TABLE_OF_LETTER[letter]: policy for letter in lane.model.pattern})
+
+
+def default_ops(lane: Lane) -> OpSet:
+    """What training uses: the custom ops and explicit backward passes."""
+    return OpSet.resolve({}, lane_problems(lane, "cpu"), capabilities("cpu"))
+
+
+def trained_once(
+    lane: Lane, spec: RecomputeSpec, *, ops: OpSet | None = None
+) -> tuple[HybridModel, torch.Tensor]:
+    model = micro_model(lane, ops=ops, switches={"extra_aux_losses": True}).train()
+    recompute.apply(model, spec, compiled=False)
+    loss = model(*random_batch(lane)).total
+    loss.backward()
+    return model, loss.detach()
+
+
+@pytest.mark.parametrize("reference", [True, False], ids=["reference ops", "default ops"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_loss_and_gradients_are_the_same_to_the_bit(policy: str, reference: bool) -> None:
+    lane = micro_lane()
+
+    def once(spec: RecomputeSpec) -> tuple[HybridModel, torch.Tensor]:
+        return trained_once(lane, spec, ops=None if reference else default_ops(lane))
+
+    plain, loss = once(RecomputeSpec())
+    again, loss_again = once(everywhere(lane, policy))
+    assert torch.equal(loss, loss_again)
+    for (name, p), q in zip(plain.named_parameters(), again.parameters(), strict=True):
+        assert p.grad is not None, name
+        assert q.grad is not None, name
+        assert torch.equal(p.grad, q.grad), name
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_expert_loads_count_once(policy: str) -> None:
+    lane = micro_lane()
+    model, _ = trained_once(lane, everywhere(lane, policy))
+    tokens = lane.batch.sequence_length * lane.batch.micro_batch_size
+    assert lane.model.moe is not None
+    assert model.blocks[1].router.load.sum().item() == tokens * lane.model.moe.top_k
+
+
+def one_family_lane(family: str) -> Lane:
+    """The tiny lane made of one block family, deep enough that activations of layers rule."""
+    letter = {table: letter for letter, table in TABLE_OF_LETTER.items()}[family]
+    lane = load_lane("nam56r-tiny", [f"model.pattern={letter}", "model.num_layers=4"])
+    return lane.model_copy(update={"batch": lane.batch.model_copy(update={"micro_batch_size": 2})})
+
+
+def bytes_at_the_end_of_the_forward(lane: Lane, policy: str) -> int:
+    """Most tensor bytes that a forward pass has allocated at any moment, its graph kept."""
+    model = micro_model(lane, ops=default_ops(lane)).train()
+    recompute.apply(model, everywhere(lane, policy), compiled=False)
+    tokens, targets = random_batch(lane)
+    kept: list[torch.Tensor] = []
+    return measure_cpu_step(lambda: kept.append(model(tokens, targets).total), ()).added_bytes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_take_less_memory(family: str) -> None:
+    lane = one_family_lane(family)
+    none, selective, full = (
+        bytes_at_the_end_of_the_forward(lane, policy) for policy in ("none", "selective", "full")
+    )
+    assert full < selective < none, (family, full, selective, none)
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products that really run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
+class Widening(Block):
+    """x → product → sine → product → sine → output product, all plain torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.first = torch.nn.Parameter(torch.randn(4, 8, generator=rng))
+        self.second = torch.nn.Parameter(torch.randn(8, 4, generator=rng))
+        self.forwards = 0
+
+    def forward(self, x: torch.Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
+        self.forwards += 1
+        hidden = torch.sin(x.flatten(0, 1) @ self.first)
+        return BlockOutput((hidden @ self.second).view_as(x))
+
+
+def plainly(block: Block, x: torch.Tensor, context: Context) -> BlockOutput:
+    output: BlockOutput = block(x, context)
+    return output
+
+
+@pytest.mark.parametrize(("policy", "products"), [("none", 2), ("selective", 2), ("full", 3)])
+def test_products_run_again_only_where_full_says_so(policy: str, products: int) -> None:
+    """The output product is never run again: the backward pass does not need its result."""
+    block, x = Widening(), torch.ones(1, 3, 4)
+    run = recompute.with_policy(plainly, policy)  # type: ignore[arg-type]
+    with Products() as ran:
+        run(block, x, NO_CONTEXT).delta.square().sum().backward()
+    assert block.forwards == (1 if policy == "none" else 2)
+    assert (
+        ran.count == products + 3
+    )  # backward: to the second weight, to its input, to the first weight
+
+
+class UsesItsOutput(Widening):
+    """What is added to the output is also read on the way."""
+
+    def forward(self, x: torch.Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
+        first = x.flatten(0, 1) @ self.first @ self.second
+        second = torch.sin(first) @ self.first @ self.second
+        return BlockOutput((first + second).view_as(x))
+
+
+class ReadsItsDelta(Widening):
+    """The output itself is read by an auxiliary loss."""
+
+    def forward(self, x: torch.Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
+        delta = (x.flatten(0, 1) @ self.first @ self.second).view_as(x)
+        return BlockOutput(delta, {"size": delta.square().sum()})
+
+
+class WritesInPlace(Widening):
+    """A product is changed after it was kept."""
+
+    def forward(self, x: torch.Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
+        hidden = (x.flatten(0, 1) @ self.first).mul_(2).sin()
+        return BlockOutput((hidden @ self.second).view_as(x))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kind", [UsesItsOutput, ReadsItsDelta, WritesInPlace])
+def test_blocks_that_use_what_they_made(kind: type[Widening], policy: str) -> None:
+    gradients = []
+    for each in ("none", policy):
+        block = kind()
+        run = recompute.with_policy(plainly, each)  # type: ignore[arg-type]
+        output = run(block, torch.ones(1, 3, 4), NO_CONTEXT)
+        (output.delta.square().sum() + sum(output.aux_losses.values())).backward()
+        gradients.append([p.grad for p in block.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        assert plain is not None
+        assert again is not None
+        assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "kept"),
+    [
+        (torch.ops.aten.mm.default, [(4, 3), (3, 50)], True),
+        (torch.ops.aten.bmm.default, [(2, 9, 3), (2, 3, 9)], False),  # scores: 3 → 9
+        (torch.ops.aten.bmm.default, [(2, 9, 9), (2, 9, 3)], True),  # scores × values: 9 → 3
+        (torch.ops.aten.mul.Tensor, [(4, 3), (4, 3)], False),
+    ],
+)
+def test_what_selective_keeps(op: Any, shapes: list[tuple[int, ...]], kept: bool) -> None:
+    arguments = tuple(torch.ones(shape) for shape in shapes)
+    assert recompute.is_kept(op, arguments, op(*arguments)) is kept
+
+
+def test_selective_and_compiled_blocks_exclude_each_other() -> None:
+    with pytest.raises(BackendError, match=r"recompute\.moe = selective cannot be combined"):
+        recompute.apply(micro_model(), RecomputeSpec(moe="selective"), compiled=True)
+    recompute.apply(micro_model(), RecomputeSpec(moe="full"), compiled=True)
+
+
+def test_decoding_and_evaluation_are_left_alone() -> None:
+    lane = micro_lane()
+    model = micro_model(lane)
+    recompute.apply(model, everywhere(lane, "full"), compiled=False)
+    tokens, targets = random_batch(lane)
+    with torch.no_grad():
+        assert torch.isfinite(model(tokens, targets).total)
