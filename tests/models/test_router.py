@@ -163,8 +163,8 @@ def test_scores_stay_fp32_under_bf16() -> None:
     torch.testing.assert_close(routing.logits, x.float() @ found.weight.T)
 
 
-def test_count_picks_puts_null_picks_last() -> None:
-    ids = torch.tensor([[0, 3], [3, -1], [3, 0], [-1, -1]])
+def test_count_picks_puts_null_picks_last_and_leaves_skipped_tokens_out() -> None:
+    ids = torch.tensor([[0, 3], [3, -1], [3, 0], [-1, -1], [-2, -2]])
     assert count_picks(ids, 5).tolist() == [2, 0, 0, 3, 0, 3]
 
 

@@ -11,6 +11,7 @@ import torch
 
 from lanewise.errors import UsageError
 from lanewise.lane.schema import Lane
+from lanewise.models.layers import SKIPPED_ID
 from lanewise.receipts.schema import RunReceipt
 from lanewise.receipts.store import Store
 from lanewise.train.routing import RoutingReader, describe
@@ -106,6 +107,22 @@ def test_other_weights_follow_the_same_routing(tmp_path: Path) -> None:
     replayed, others = train(tmp_path, "b", other, replay_routing=folder)
     assert others != losses
     assert replayed.extensions[IDS_DIGEST_KEY] == recorded.extensions[IDS_DIGEST_KEY]
+
+
+def test_tokens_that_skip_the_block_are_recorded_and_no_null_picks(tmp_path: Path) -> None:
+    folder = str(tmp_path / "routing")
+    kept = {"model__depth_routing__num_first_layers_kept": 0, "model__moe__real_slot_ratio": 1.0}
+    features = {"features": {"depth_routing": "on"}}
+    recorded, losses = train(tmp_path, "a", lane(**kept), record_routing=folder, **features)
+    replayed, again = train(
+        tmp_path, "b", lane("replayed", **kept), replay_routing=folder, **features
+    )
+    assert again == losses
+    assert recorded.routing is not None
+    assert replayed.routing == recorded.routing.model_copy(update={"mode": "replayed"})
+    assert recorded.routing.null_ratio == 0.0
+    with np.load(tmp_path / "routing" / "step-00000000.npz") as stored:
+        assert (stored["layer_0"] == SKIPPED_ID).any()
 
 
 def test_files_are_small_and_hold_every_pick(recording: Path) -> None:

@@ -1,7 +1,7 @@
 """`moe_experts` on torch's own GEMMs: `sorted.torch` (fast path) and `padded.torch` (the article's standard path).
 
 Shapes: S tokens, d hidden, E experts, k choices, F expert hidden size, R = S·k choices, F' = F or 2F, N ≤ R rows: one for
-each choice of an expert. Choices of id −1 sort behind all experts and have no row.
+each choice of an expert. Choices of a negative id sort behind all experts and have no row.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # --- sorted.torch ---------------------------------------------------------------------------------------------------
-# Rows are sorted by expert, so each expert is one GEMM over its own rows: nothing is padded, and a choice of −1 costs
+# Rows are sorted by expert, so each expert is one GEMM over its own rows: nothing is padded, and a negative choice costs
 # nothing. Both weighted sums over the choices of a token (y forward, dx backward) are gathers with a sum,
 # `embedding_bag`, not scatters: each token's rows are known from the inverse permutation, the order of summation is
 # fixed, and no thread adds into another's row.
@@ -130,8 +130,9 @@ _moe_sorted.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def _sort_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The choices in the order of their experts [R], those of −1 last, and the number of choices of each expert [E]."""
-    flat_R = expert_ids.reshape(-1) % (num_experts + 1)  # −1 becomes E
+    """The choices in the order of their experts [R], negative ones last, and the number of choices of each expert [E]."""
+    flat_R = expert_ids.reshape(-1)
+    flat_R = torch.where(flat_R < 0, num_experts, flat_R)
     loads = torch.bincount(flat_R, minlength=num_experts + 1)
     return flat_R.argsort(stable=True), loads[:num_experts]
 

@@ -11,10 +11,7 @@ from lanewise.lane.topology import topology_name, world_size
 
 def not_built(lane: Lane) -> tuple[str, ...]:
     """Every setting of a lane that this version cannot train, each by its key and value; empty when it can."""
-    return (
-        *_model_extras_not_built(lane),
-        *_run_not_built(lane),
-    )
+    return tuple(_run_not_built(lane))
 
 
 def require_built(lane: Lane) -> None:
@@ -29,11 +26,6 @@ def require_built(lane: Lane) -> None:
             f"lane '{lane.name}' cannot be trained by this version, which does not build: {'; '.join(missing)}. "
             f"`lanewise lane show {lane.name}` still counts it; train nam56r-tiny, or change these settings with --set"
         )
-
-
-def _model_extras_not_built(lane: Lane) -> Iterator[str]:
-    if lane.model.ngram_embedding:
-        yield "model.ngram_embedding (n-gram hash embedding)"
 
 
 def _run_not_built(lane: Lane) -> Iterator[str]:

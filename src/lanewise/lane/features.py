@@ -15,6 +15,11 @@ from types import MappingProxyType
 from lanewise.lane.index_layers import attends_densely
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import ModelSpec
+from lanewise.lane.tax_rules import (
+    depth_routing_misfit,
+    engram_misfit,
+    metadata_embeddings_misfit,
+)
 
 
 class Role(enum.StrEnum):
@@ -73,6 +78,7 @@ class Feature:
         needs_values: settings of `[model]` without which nothing runs that this feature switches, by dotted path.
         table: optional table of `[model]` a lane must have for this feature to exist, e.g. `mtp`; None for any lane.
         screened: whether `ablate` takes it up without being asked for it by name.
+        misfit: why the sizes of a model do not allow it, or None.
     """
 
     key: str
@@ -92,6 +98,7 @@ class Feature:
     needs_values: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     needs_dense_attention: bool = False
     screened: bool = True
+    misfit: Callable[[ModelSpec], str | None] = lambda _: None
 
     def ops_for(self, model: ModelSpec) -> tuple[str, ...]:
         """Ops that any state sets and this model runs, sorted."""
@@ -121,7 +128,7 @@ class Feature:
         touched = self.letters & frozenset(layer_letters(model))
         if self.needs_dense_attention and touched == {"A"} and not attends_densely(model):
             return "it touches dense attention and every A layer of the lane is sparse"
-        return None
+        return self.misfit(model)
 
 
 ALTERNATIVE_OPS: Mapping[str, Callable[[ModelSpec], bool]] = MappingProxyType(
@@ -166,6 +173,7 @@ def _tax(
     letters: str = "",
     table: str | None = None,
     built: bool = False,
+    misfit: Callable[[ModelSpec], str | None] = lambda _: None,
     default_state: str = "off",
     stance: str = "experimental, opt-in",
     budget_ratio: float = 1.01,
@@ -186,6 +194,7 @@ def _tax(
         built=built,
         table=table,
         screened=False,
+        misfit=misfit,
     )
 
 
@@ -348,14 +357,34 @@ FEATURES: tuple[Feature, ...] = (
         stance="part of a lane that has the table",
         budget_ratio=1.2,  # one depth of nam56r costs the public system 18 % (docs/NAM56R.md 1.3)
     ),
-    _tax("metadata_embeddings", "metadata embeddings", control_note="token embeddings alone"),
-    _tax("engram", "engram branch", control_note="attention without the branch", letters="AG"),
-    _tax("hyper_connections", "hyper-connections (mHC)", control_note="one residual stream"),
+    _tax(
+        "metadata_embeddings",
+        "metadata embeddings",
+        control_note="token embeddings alone",
+        built=True,
+        misfit=metadata_embeddings_misfit,
+    ),
+    _tax(
+        "engram",
+        "engram branch",
+        control_note="attention without the branch",
+        letters="AG",
+        built=True,
+        misfit=engram_misfit,
+    ),
+    _tax(
+        "hyper_connections",
+        "hyper-connections (mHC)",
+        control_note="one residual stream",
+        built=True,
+    ),
     _tax(
         "depth_routing",
         "depth routing (MoD)",
         control_note="every token passes every block",
         letters="ED",
+        built=True,
+        misfit=depth_routing_misfit,
     ),
 )
 

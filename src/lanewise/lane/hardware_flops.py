@@ -29,6 +29,7 @@ from lanewise.lane.flops import (
 )
 from lanewise.lane.index_layers import is_dense_warmup
 from lanewise.lane.schema import AttentionSpec, Lane
+from lanewise.lane.tax_flops import tax_components
 
 FAMILY_OF_COMPONENT = {
     "attention_dense": "attention",
@@ -41,6 +42,10 @@ FAMILY_OF_COMPONENT = {
     "mlp": "mlp",
     "mtp_block": "mtp",
     "mtp_block_reused": "mtp",
+    "engram_attention": "attention",
+    "engram_grouped_query": "grouped_query",
+    "depth_routing_moe": "moe",
+    "depth_routing_mlp": "mlp",
 }
 """Component → its key in `[recompute]`."""
 
@@ -108,6 +113,13 @@ def _changes(lane: Lane, switches: Mapping[str, bool]) -> Iterator[Change]:
             continue
         yield from _attention_changes(lane, component)
         yield from _recomputation(lane, component)
+    for tax in tax_components(lane, switches):
+        yield Change(
+            reason="tax switched on",
+            component=tax.name,
+            flops_per_token=tax.count * _training(tax),
+        )
+        yield from _recomputation(lane, tax)
 
 
 def _attention_changes(lane: Lane, component: Component) -> Iterator[Change]:

@@ -20,6 +20,7 @@ from lanewise.lane.schema import (
     SparseAttentionSpec,
 )
 from lanewise.lane.suggest import did_you_mean
+from lanewise.lane.tax_rules import ngram_fault
 from lanewise.lane.topology import Fault, divisors_in_words
 
 BYTE_VOCABULARY = 257
@@ -221,11 +222,8 @@ def _pick_faults(moe: MoeSpec) -> Iterator[Fault]:
 
 
 def _other_model_faults(model: ModelSpec) -> Iterator[Fault]:
-    if model.ngram_embedding and not model.ngram_embedding.orders:
-        yield (
-            ("model", "ngram_embedding", "orders"),
-            '= [] hashes nothing; set model.ngram_embedding = "none" instead',
-        )
+    if model.ngram_embedding and (fault := ngram_fault(model.ngram_embedding)):
+        yield fault
 
 
 def _auxiliary_objective_faults(lane: Lane) -> Iterator[Fault]:
@@ -304,6 +302,7 @@ def _name_faults(lane: Lane) -> Iterator[Fault]:
     reason = None if wanted == "auto" else machine.fault(wanted)
     if reason is not None:
         yield ("topology", "machine"), f"= '{wanted}' {reason}"
+    has_pattern = pattern.fault(lane.model.pattern) is None
     for key, state in lane.features.items():
         feature = BY_KEY.get(key)
         reason = (
@@ -311,6 +310,9 @@ def _name_faults(lane: Lane) -> Iterator[Fault]:
             if feature is None
             else state_fault(feature, state)
         )
+        if reason is None and feature is not None and state != "off" and has_pattern:
+            misfit = feature.misfit(lane.model)
+            reason = f"= '{state}' cannot be: {misfit}" if misfit else None
         if reason is not None:
             yield ("features", key), reason
     for op in lane.ops:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SKIPPED_ID = -2
+"""Expert id of a token that did not pass through the block."""
 _KEEP_FP32 = "lanewise_keep_fp32"
 _NO_WEIGHT_DECAY = "lanewise_no_weight_decay"
 NO_LOSSES: Mapping[str, Tensor] = MappingProxyType({})
@@ -56,7 +58,8 @@ class BlockOutput(NamedTuple):
         delta: [B, T, d], to be added to the residual stream.
         aux_losses: name → fp32 scalar already weighted.
         key_ids: the keys this layer selected, for later layers; None when it selects none.
-        expert_ids: int64 [S, k], the routing that was followed; None without experts.
+        expert_ids: int64 [S, k], the routing that was followed: −1 a null slot, −2 a token that skipped the block; None
+            without experts.
     """
 
     delta: Tensor
@@ -65,8 +68,11 @@ class BlockOutput(NamedTuple):
     expert_ids: Tensor | None = None
 
 
-BlockState = tuple[Tensor, ...]
-"""What a sub-layer carries from token to token in decoding; a NamedTuple of the block, never changed in place."""
+BlockState = tuple[Any, ...]
+"""What a sub-layer carries from token to token in decoding; a NamedTuple of the block, never changed in place.
+
+Its fields are tensors, or the state of a block that this one wraps.
+"""
 
 
 class Block(nn.Module):
@@ -183,6 +189,16 @@ def must_stay_fp32(parameter: nn.Parameter) -> bool:
 def is_decayed(parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: matrices and stacks of matrices that are not marked."""
     return parameter.ndim >= 2 and not getattr(parameter, _NO_WEIGHT_DECAY, False)
+
+
+def forked(generator: torch.Generator) -> torch.Generator:
+    """A generator that follows from the state of `generator` and does not move it.
+
+    What is added to a model draws from it, so that the rest starts with the same weights as without the addition.
+    """
+    copy = generator.clone_state()
+    seed = torch.randint(1 << 62, (), generator=copy).item()
+    return torch.Generator().manual_seed(int(seed))
 
 
 def init_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:

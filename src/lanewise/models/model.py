@@ -1,6 +1,6 @@
 """The model: a pattern of block letters on one residual stream, with an untied head.
 
-    carried, normed = residual.open(embedding[tokens])
+    carried, normed = residual.open(embedding[tokens] + n-gram and metadata embeddings)
     for each layer i:      delta = block_i(normed)
                            carried, normed = residual.add(delta, carried, i + 1)
     loss = linear_cross_entropy(normed, head, targets) + Σ auxiliary losses, those of MTP and STP among them
@@ -21,22 +21,23 @@ from torch import Tensor, nn
 from lanewise.lane.index_layers import is_dense_warmup
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import Lane
-from lanewise.models.assemble import build_block
+from lanewise.models.assemble import build_block, build_stream, wrap_block
 from lanewise.models.indexer import freeze_all_but_indexers
 from lanewise.models.layers import (
-    DTYPES,
     IGNORE_INDEX,
     NO_LOSSES,
     Block,
     BlockState,
     Context,
     RunBlock,
+    forked,
     init_normal,
     run_plainly,
 )
+from lanewise.models.metadata_embeddings import MetadataEmbeddings
 from lanewise.models.moe import MixtureOfExperts
 from lanewise.models.mtp import MultiTokenPrediction
-from lanewise.models.residual import ResidualStream
+from lanewise.models.ngram_embedding import NgramEmbedding
 from lanewise.models.stp import TrajectoryPenalty
 from lanewise.ops.opset import OpSet
 
@@ -103,43 +104,66 @@ class HybridModel(nn.Module):
 
     Args:
         lane: the lane; only its model, batch and precision tables are read.
-        model_switches: features read at assembly, e.g. `mtp`.
+        model_switches: features read at assembly: `mtp`, `extra_aux_losses` and the other taxes.
         ops: the op set, resolved for this lane and device.
+        token_facts: int16 [W, facts], what `train.data.token_facts` says of the tokenizer; needed by metadata embeddings.
 
     Attributes:
         blocks: one module per layer, in order.
-        residual: the stream between them, with the norms.
+        residual: the stream between them, or several, with the norms.
         run_block: how layer i is run in training, one per layer.
         mtp: the MTP depths; None without them.
         stp: the trajectory penalty; None without it.
+
+    Raises:
+        ValueError: metadata embeddings are on and there are no token facts.
     """
 
-    def __init__(self, lane: Lane, *, model_switches: Mapping[str, bool], ops: OpSet) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        *,
+        model_switches: Mapping[str, bool],
+        ops: OpSet,
+        token_facts: Tensor | None = None,
+    ) -> None:
         super().__init__()
         spec = lane.model
         self.spec = spec
         self.ops = ops
         self.letters = layer_letters(spec)
-        # Casts are made only where the lane mixes dtypes, so that an fp64 copy of an fp32 model stays fp64.
-        mixed = lane.precision.compute != lane.precision.residual
         self.embedding = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size))
+        self.ngram = (
+            NgramEmbedding(
+                spec.ngram_embedding, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size
+            )
+            if spec.ngram_embedding
+            else None
+        )
+        self.metadata: MetadataEmbeddings | None = None
+        if model_switches.get("metadata_embeddings", False):
+            if token_facts is None:
+                raise ValueError(
+                    "metadata embeddings need token_facts, a table of the tokenizer and none was given; "
+                    "pass train.data.token_facts.token_facts(tokenizer, vocab_size)"
+                )
+            self.metadata = MetadataEmbeddings(
+                spec.metadata_embeddings,
+                hidden_size=spec.hidden_size,
+                vocab_size=spec.vocab_size,
+                token_facts=token_facts,
+            )
         seen: Counter[str] = Counter()
         self.blocks = nn.ModuleList()
-        for letter in self.letters:
+        for index, letter in enumerate(self.letters):
+            block = build_block(
+                letter, lane, model_switches=model_switches, ops=ops, rank=seen[letter]
+            )
             self.blocks.append(
-                build_block(letter, lane, model_switches=model_switches, ops=ops, rank=seen[letter])
+                wrap_block(block, letter, index, lane, model_switches=model_switches)
             )
             seen[letter] += 1
-        self.residual = ResidualStream(
-            num_layers=spec.num_layers,
-            hidden_size=spec.hidden_size,
-            eps=spec.norm_eps,
-            compute_dtype=DTYPES[lane.precision.compute] if mixed else None,
-            residual_dtype=(
-                DTYPES[lane.precision.residual] if lane.precision.residual != "fp32" else None
-            ),
-            ops=ops,
-        )
+        self.residual = build_stream(lane, model_switches=model_switches, ops=ops)
         self.head = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size))
         self.run_block: list[RunBlock] = [run_plainly] * len(self.letters)
         self.mtp = MultiTokenPrediction(lane, ops=ops) if model_switches.get("mtp") else None
@@ -160,6 +184,10 @@ class HybridModel(nn.Module):
         std = self.spec.init_std
         output_std = std / (2 * self.spec.num_layers) ** 0.5
         init_normal(self.embedding, std, generator)
+        if self.ngram is not None:
+            self.ngram.reset_parameters(std=std, generator=forked(generator))
+        if self.metadata is not None:
+            self.metadata.reset_parameters()
         for block in self.layers:
             block.reset_parameters(std=std, output_std=output_std, generator=generator)
         init_normal(self.head, std, generator)
@@ -237,7 +265,7 @@ class HybridModel(nn.Module):
         )
         losses: dict[str, Tensor] = {}
         routed, paths = [], []
-        embedded = self.embed(tokens)
+        embedded = self.embed(tokens, context.document_ids)
         carried, normed = self.residual.open(embedded)
         for index, block in enumerate(self.layers):
             layer_context = context._replace(expert_ids=followed[index])
@@ -252,7 +280,7 @@ class HybridModel(nn.Module):
                 routed.append(output.expert_ids)
             carried, normed = self.residual.add(output.delta, carried, index + 1)
             if index in path_layers:
-                paths.append(carried)
+                paths.append(self.residual.stream(carried))
         return Trunk(normed, losses, tuple(routed), embedded, tuple(paths))
 
     def _ids_of_layers(self, expert_ids: Sequence[Tensor] | None) -> list[Tensor | None]:
@@ -282,7 +310,7 @@ class HybridModel(nn.Module):
         all_tokens = tokens if state is None else torch.cat([state.tokens, tokens], dim=1)
         context = Context()
         after = []
-        carried, normed = self.residual.open(self.embed(all_tokens)[:, -tokens.shape[1] :])
+        carried, normed = self.residual.open(self.embed(all_tokens, last=tokens.shape[1]))
         for index, (block, block_state) in enumerate(zip(self.layers, before, strict=True)):
             output, new_state = block.extend(normed, block_state, context)
             after.append(new_state)
@@ -291,9 +319,26 @@ class HybridModel(nn.Module):
             carried, normed = self.residual.add(output.delta, carried, index + 1)
         return normed, ModelState(all_tokens, tuple(after))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Input of the residual stream [B, T, d] for int64 [B, T]."""
-        return F.embedding(tokens, self.embedding)
+    def embed(
+        self, tokens: Tensor, document_ids: Tensor | None = None, *, last: int | None = None
+    ) -> Tensor:
+        """Input of the residual stream.
+
+        Args:
+            tokens: int64 [B, T], a row or a text from its start.
+            document_ids: int64 [B, T], changing where a document begins; None when rows are one document.
+            last: how many of the positions are wanted, from the end; None is all.
+
+        Returns:
+            [B, last, d].
+        """
+        wanted = tokens if last is None else tokens[:, -last:]
+        embedded = F.embedding(wanted, self.embedding)
+        if self.ngram is not None:
+            embedded = embedded + self.ngram(tokens, document_ids, last=last)
+        if self.metadata is not None:
+            embedded = embedded + self.metadata(tokens, document_ids, last=last)
+        return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., d] → fp32 [..., W]."""

@@ -102,7 +102,7 @@ class Router(nn.Module):
 
         Args:
             tokens: [S, d], any floating dtype.
-            expert_ids: int64 [S, k] to follow instead of choosing (−1 computes nothing); gates come from the scores of
+            expert_ids: int64 [S, k] to follow instead of choosing (negative ids compute nothing); gates come from the scores of
                 these experts.
 
         Raises:
@@ -208,10 +208,10 @@ def count_picks(expert_ids: Tensor, num_experts: int) -> Tensor:
     """Picks per expert and of null slots, int64 [E + 1]; static shape, so that a compiled block stays one graph.
 
     Args:
-        expert_ids: int64 [S, k], −1 for null slots.
+        expert_ids: int64 [S, k], −1 for null slots; −2, of tokens that skipped the block, does not count.
         num_experts: E.
     """
-    flat = expert_ids.reshape(-1) % (num_experts + 1)  # −1 becomes E
-    return torch.zeros(num_experts + 1, dtype=torch.int64, device=flat.device).index_add_(
-        0, flat, torch.ones_like(flat)
-    )
+    flat = expert_ids.reshape(-1)
+    places = torch.where(flat < 0, num_experts - 1 - flat, flat)  # −1 becomes E, −2 becomes E + 1
+    counts = torch.zeros(num_experts + 2, dtype=torch.int64, device=flat.device)
+    return counts.index_add_(0, places, torch.ones_like(flat))[: num_experts + 1]

@@ -4,14 +4,14 @@
 
 Source: the mixture-of-experts layer of Shazeer et al. 2017 (arXiv 1701.06538, eq. 1) over the k chosen experts only;
 the router, which chooses and weighs, is not part of this op. A token may name one expert twice: both choices count. A
-choice of id −1 (a null slot) computes nothing: it adds nothing, its gate is not read and gets a zero gradient.
+choice of a negative id (a null slot) computes nothing: it adds nothing, its gate is not read and gets a zero gradient.
 
 Activations: `gelu` is the exact one, x·Φ(x) by erf, not the tanh approximation; `swiglu` is silu(first half) · second
 half, so `w_in` has 2F columns; `relu2` is relu(x)².
 
 Shape legend: S tokens (B·T), d hidden, E experts, k choices of a token, F expert hidden size.
-Dtypes: fp64, fp32, bf16 for all floating inputs alike; `expert_ids` int64, each in [0, E) or −1.
-Limits: every load is allowed, from no token on an expert to all of them, and all choices −1; k ≥ 1 may exceed E.
+Dtypes: fp64, fp32, bf16 for all floating inputs alike; `expert_ids` int64, each below E.
+Limits: every load is allowed, from no token on an expert to all of them, and all choices negative; k ≥ 1 may exceed E.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def reference(
 
     Args:
         x: tokens [S, d].
-        expert_ids: experts of each token [S, k], int64; −1 computes nothing.
+        expert_ids: experts of each token [S, k], int64; a negative id computes nothing.
         gates: weight of each choice [S, k].
         w_in: first projection [E, d, F], or [E, d, 2F] for `swiglu`.
         w_out: second projection [E, F, d].
@@ -101,7 +101,7 @@ def moe_experts(
     Args:
         run: the chosen backend.
         x: tokens [S, d].
-        expert_ids: experts of each token [S, k], int64, each in [0, E), or −1 for a choice that computes nothing.
+        expert_ids: experts of each token [S, k], int64, each below E; a negative one computes nothing.
         gates: weight of each choice [S, k].
         w_in: first projection [E, d, F], or [E, d, 2F] for `swiglu` (first half is the gate).
         w_out: second projection [E, F, d].

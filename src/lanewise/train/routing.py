@@ -26,6 +26,7 @@ from lanewise.lane.digest import model_digest
 from lanewise.lane.expert_slots import num_training_picks
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import Lane
+from lanewise.models.layers import SKIPPED_ID
 from lanewise.receipts import files
 from lanewise.train.request import RunRequest
 
@@ -194,12 +195,7 @@ class RoutingWriter:
             torch.stack(layer).cpu().numpy().astype(dtype)
             for layer in zip(*micro_batches, strict=True)
         ]
-        for index, layer in enumerate(layers):
-            if layer.shape != self._recorded.shape:
-                raise UsageError(
-                    f"E layer {index} routed {list(layer.shape)} (micro-batches, tokens, picks), a recording holds "
-                    f"{list(self._recorded.shape)}; --record-routing needs every token in every E layer"
-                )
+        assert all(layer.shape == self._recorded.shape for layer in layers)
         _update(self._ids_digest, layers)
         content = io.BytesIO()
         arrays: dict[str, Any] = {f"layer_{index}": layer for index, layer in enumerate(layers)}
@@ -321,9 +317,9 @@ def _refuse_faulty(layer: np.ndarray, recorded: Recorded, where: str) -> None:
         raise UsageError(
             f"{where}: ids are {layer.dtype} {list(layer.shape)}, expected integers {list(recorded.shape)}; record it again"
         )
-    if layer.size and (layer.min() < -1 or layer.max() >= recorded.num_experts):
+    if layer.size and (layer.min() < SKIPPED_ID or layer.max() >= recorded.num_experts):
         raise UsageError(
-            f"{where}: ids run from {layer.min()} to {layer.max()}, expected −1 to {recorded.num_experts - 1}; "
+            f"{where}: ids run from {layer.min()} to {layer.max()}, expected −2 to {recorded.num_experts - 1}; "
             "record it again"
         )
 

@@ -29,6 +29,7 @@ from lanewise.receipts.store import Store
 from lanewise.train import checkpoint, routing, saved
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
+from lanewise.train.data.token_facts import token_facts
 from lanewise.train.loop import StepResult, TrainingLoop
 from lanewise.train.optim import parameter_groups
 from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
@@ -128,7 +129,12 @@ class Run:
             lane_problems(lane, resolved.device_type, resolved.model_switches),
             offered,
         )
-        self.model = HybridModel(lane, model_switches=resolved.model_switches, ops=self.ops)
+        facts = None
+        if resolved.model_switches.get("metadata_embeddings", False):
+            facts = torch.from_numpy(token_facts(self.corpus.tokenizer, lane.model.vocab_size))
+        self.model = HybridModel(
+            lane, model_switches=resolved.model_switches, ops=self.ops, token_facts=facts
+        )
         self.model.reset_parameters(torch.Generator().manual_seed(lane.seed))
         self.model.to(device).train()
         compiled = resolved.runtime_switches.get("regional_compile", False)

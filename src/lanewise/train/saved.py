@@ -23,6 +23,7 @@ from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.train import checkpoint
+from lanewise.train.data.token_facts import token_facts
 from lanewise.train.data.tokens import BYTES, JsonTokenizer, Tokenizer, load_tokenizer
 
 LANE_FILE: Final = "lane.json"
@@ -101,10 +102,14 @@ def load(folder: Path, *, device: torch.device) -> SavedModel:
         )
     tokenizer = _read_tokenizer(path, saved.tokenizer)
     problems = lane_problems(saved.lane, device.type, saved.model_switches)
+    facts = None
+    if saved.model_switches.get("metadata_embeddings", False):
+        facts = torch.from_numpy(token_facts(tokenizer, saved.lane.model.vocab_size))
     model = HybridModel(
         saved.lane,
         model_switches=saved.model_switches,
         ops=OpSet.resolve({}, problems, capabilities(device.type)),
+        token_facts=facts,
     )
     checkpoint.load_weights(path, model=model)
     return SavedModel(
