@@ -89,7 +89,7 @@ def test_states_become_op_preferences_and_switches() -> None:
     assert found.op_preferences["ssm_scan"] == ("recurrence.torch",)
     assert found.op_preferences["moe_experts"] == ("sorted.torch",)
     assert found.op_preferences["attention_core"] == ()
-    assert set(found.op_preferences) == set(OP_NAMES) - {"ssd_scan"}
+    assert set(found.op_preferences) == set(OP_NAMES) - {"ssd_scan", "mimo_scan"}
     assert found.runtime_switches == {"regional_compile": True}
     assert found.model_switches == {}
 
@@ -97,6 +97,9 @@ def test_states_become_op_preferences_and_switches() -> None:
 def test_a_feature_of_two_ops_sets_the_one_that_the_lane_runs() -> None:
     found = resolved("model.mamba.version=mamba2", "features.fused_mamba=off")
     assert found.op_preferences["ssd_scan"] == ("recurrence.torch",)
+    assert "ssm_scan" not in found.op_preferences
+    found = resolved("model.mamba.mimo_rank=2", "features.fused_mamba=off")
+    assert found.op_preferences["mimo_scan"] == ("recurrence.torch",)
     assert "ssm_scan" not in found.op_preferences
 
 

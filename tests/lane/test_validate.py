@@ -89,6 +89,7 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             "mimo_rank = 2 is of Mamba-3 only; use 1 beside version = 'mamba2'",
         ),
         (["model.mamba.rope_fraction=0.35"], "rotates 11 of state_size = 32 coordinates, an odd"),
+        (["model.mamba.state_size=33"], "state_size = 33 is odd"),
         (["model.mamba.dt_min=1.0"], "dt_min = 1.0 exceeds dt_max = 0.1"),
         (["model.mamba.dt_floor=1.0"], "dt_floor = 1.0 exceeds dt_max = 0.1"),
         (["model.attention.qk_rope_head_dim=15"], "qk_rope_head_dim = 15 is odd"),

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from lanewise.models.layers import init_dt_bias, is_decayed, must_stay_fp32
 from lanewise.models.mamba import decay_rate
-from tests.models.micro import micro_model
+from tests.models.micro import micro_lane, micro_model
 
 
 def test_dt_bias_starts_log_uniform_between_its_bounds() -> None:
@@ -51,8 +51,8 @@ def test_softplus_decay_is_minus_softplus() -> None:
 
 
 def test_vectors_are_neither_decayed_nor_cast_and_matrices_are_decayed() -> None:
-    model = micro_model()
-    vectors = ("norm", "bias", "skip", "a_log")
+    model = micro_model(micro_lane(model__mamba__mimo_rank=2, model__mamba__output_norm=True))
+    vectors = ("norm", "bias", "skip", "a_log", "psi")
     for name, parameter in model.named_parameters():
         is_vector = any(word in name for word in vectors)
         assert is_decayed(parameter) != is_vector, name

@@ -19,6 +19,8 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"model__moe__activation": "swiglu", "model__moe__shared_expert_hidden_size": 0},
     {"model__moe__activation": "relu2", "model__mamba__rope_fraction": 1.0},
     {"model__mamba__rope_fraction": 0.0, "model__recurrent__conv_kernel_size": 2},
+    {"model__mamba__mimo_rank": 3, "model__mamba__output_norm": True},
+    {"model__mamba__output_norm": True},
     {"model__attention__form": "absorbed", "model__grouped_query__qk_norm": True},
     {"model__mlp__activation": "gelu"},
     {"model__mlp__activation": "relu2", "model__grouped_query__num_kv_heads": 1},
@@ -67,6 +69,7 @@ def test_problems_name_every_dim_of_their_op() -> None:
     lanes = (
         micro_lane(),
         micro_lane(model__mamba__version="mamba2"),
+        micro_lane(model__mamba__mimo_rank=2),
         sparse_lane(),
         sparse_lane(stage="dense_warmup"),
     )
@@ -112,6 +115,14 @@ def test_a_lane_poses_only_the_problems_of_its_letters() -> None:
     assert lane_problems(micro_lane(model__pattern="E"), "cpu").keys() == always | {"moe_experts"}
 
 
+@pytest.mark.parametrize(("rank", "op"), [(1, "ssm_scan"), (2, "mimo_scan")])
+def test_a_mamba_block_poses_the_problem_of_the_scan_that_it_runs(rank: int, op: str) -> None:
+    lane = micro_lane(model__pattern="M", model__mamba__mimo_rank=rank)
+    (found,) = {"ssm_scan", "mimo_scan"} & lane_problems(lane, "cpu").keys()
+    assert found == op
+    assert BY_KEY["fused_mamba"].ops_for(lane.model) == (op,)
+
+
 def test_every_call_site_of_an_op_is_posed() -> None:
     lane = micro_lane(model__pattern="AG", data__isolate_documents=True)
     problem = lane_problems(lane, "cpu")["attention_core"]
@@ -139,5 +150,6 @@ def test_a_mamba_block_poses_the_problem_of_the_version_it_runs(version: str, op
 def test_problems_of_the_tiny_lane_are_its_named_shapes() -> None:
     problems = lane_problems(load_lane("nam56r-tiny"), "cpu")
     problems |= lane_problems(load_lane("nam56r-tiny", ["model.mamba.version=mamba2"]), "cpu")
-    for op in ("moe_experts", "ssm_scan", "ssd_scan", "attention_core"):
+    problems |= lane_problems(load_lane("nam56r-tiny", ["model.mamba.mimo_rank=2"]), "cpu")
+    for op in ("moe_experts", "ssm_scan", "ssd_scan", "mimo_scan", "attention_core"):
         assert dict(problems[op].dims) == dict(SHAPES[op]["nam56r-tiny"]), op

@@ -18,8 +18,6 @@ BUILT_VALUES: tuple[tuple[str, str, object], ...] = (
     ("E", "shared_expert_gate", False),
     ("E", "routing_mode", "learned"),
     ("E", "bias_update", "sign"),
-    ("M", "mimo_rank", 1),
-    ("M", "output_norm", False),
 )
 """Letter, key of its table, and the only value of it that is built."""
 

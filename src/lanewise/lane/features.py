@@ -133,7 +133,8 @@ class Feature:
 
 ALTERNATIVE_OPS: Mapping[str, Callable[[ModelSpec], bool]] = MappingProxyType(
     {
-        "ssm_scan": lambda model: not _is_mamba2(model),
+        "ssm_scan": lambda model: _mamba3_rank(model) == 1,
+        "mimo_scan": lambda model: _mamba3_rank(model) > 1,
         "ssd_scan": lambda model: _is_mamba2(model),
     }
 )
@@ -142,6 +143,12 @@ ALTERNATIVE_OPS: Mapping[str, Callable[[ModelSpec], bool]] = MappingProxyType(
 
 def _is_mamba2(model: ModelSpec) -> bool:
     return model.mamba is not None and model.mamba.version == "mamba2"
+
+
+def _mamba3_rank(model: ModelSpec) -> int:
+    """0 without Mamba-3."""
+    mamba = model.mamba
+    return mamba.mimo_rank if mamba is not None and mamba.version == "mamba3" else 0
 
 
 def runs_op(op: str, model: ModelSpec) -> bool:
@@ -200,6 +207,7 @@ FEATURES: tuple[Feature, ...] = (
         letters=frozenset("M"),
         settings=_op_switch(
             "ssm_scan",
+            "mimo_scan",
             "ssd_scan",
             off={"cpu": ("recurrence.torch",)},
             on={"cpu": ("chunked.torch",)},

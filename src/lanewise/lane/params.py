@@ -121,7 +121,7 @@ def mamba2_params(spec: MambaSpec, hidden_size: int) -> BlockParams:
 def mamba3_params(spec: MambaSpec, hidden_size: int) -> BlockParams:
     """`M`, Mamba-3: in_proj d×(2·d_in + 2·N·G·R + 3·H + n_ang) with d_in = H·P and n_ang = ⌊N·rope_fraction⌋/2,
     dt_bias H, RMSNorm weights of B and C N each, q_bias and k_bias H×R×N, D H, for R > 1 ψ_x, ψ_z, ψ_o H×R×P,
-    out_proj d_in×d.
+    with output_norm its weight H×P, out_proj d_in×d.
     """
     d_in = spec.num_heads * spec.head_dim
     num_angles = math.floor(spec.state_size * spec.rope_fraction) // 2
@@ -138,6 +138,7 @@ def mamba3_params(spec: MambaSpec, hidden_size: int) -> BlockParams:
         + 2 * spec.state_size  # RMSNorm of B and C
         + 2 * spec.num_heads * spec.mimo_rank * spec.state_size  # q_bias, k_bias
         + spec.num_heads  # D
+        + (d_in if spec.output_norm else 0)
     )
     total = matmul + mimo_factors + vectors + hidden_size
     return BlockParams(total=total, active=total, matmul=matmul)

@@ -137,6 +137,11 @@ def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
             (*path, "mimo_rank"),
             f"= {mamba.mimo_rank} is of Mamba-3 only; use 1 beside version = 'mamba2'",
         )
+    if mamba.version == "mamba3" and mamba.state_size % 2:
+        yield (
+            (*path, "state_size"),
+            f"= {mamba.state_size} is odd; rotation turns pairs of coordinates, use an even number",
+        )
     rotated = math.floor(mamba.state_size * mamba.rope_fraction)
     if mamba.version == "mamba3" and rotated % 2:
         yield (

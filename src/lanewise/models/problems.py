@@ -70,6 +70,8 @@ def lane_problems(
         }
         if mamba.version == "mamba2":
             dims["ssd_scan"] = scan
+        elif mamba.mimo_rank > 1:
+            dims["mimo_scan"] = {**scan, "R": mamba.mimo_rank, "n": num_angles(mamba)}
         else:
             dims["ssm_scan"] = {**scan, "n": num_angles(mamba)}
     if "R" in letters and (recurrent := model.recurrent) is not None:

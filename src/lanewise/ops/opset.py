@@ -17,6 +17,7 @@ from lanewise.ops import (
     indexer_warmup_loss,
     linear_cross_entropy,
     m2rnn_scan,
+    mimo_scan,
     mla_ingress,
     moe_experts,
     optimizer_step,
@@ -183,13 +184,14 @@ class OpSet:
         q_bias: Tensor,
         k_bias: Tensor,
         skip: Tensor,
-        z: Tensor,
+        z: Tensor | None,
         chunk_size: int,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Mamba-3 scan; see `ops.ssm_scan`."""
         run = self._launch("ssm_scan")
         return ssm_scan.ssm_scan(
-            run, q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size
+            run, q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size, document_ids
         )
 
     def ssd_scan(
@@ -206,6 +208,31 @@ class OpSet:
         """Mamba-2 scan; see `ops.ssd_scan`."""
         run = self._launch("ssd_scan")
         return ssd_scan.ssd_scan(run, x, dt, a, b, c, skip, chunk_size, document_ids)
+
+    def mimo_scan(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dt: Tensor,
+        a_dt: Tensor,
+        trap: Tensor,
+        angles: Tensor,
+        q_bias: Tensor,
+        k_bias: Tensor,
+        skip: Tensor,
+        z: Tensor | None,
+        psi_x: Tensor,
+        psi_z: Tensor | None,
+        psi_o: Tensor | None,
+        chunk_size: int,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Mamba-3 MIMO scan; see `ops.mimo_scan`."""
+        return mimo_scan.mimo_scan(
+            self._launch("mimo_scan"), q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip,
+            z, psi_x, psi_z, psi_o, chunk_size, document_ids,
+        )  # fmt: skip
 
     def m2rnn_scan(
         self,
