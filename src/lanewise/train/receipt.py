@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
@@ -37,7 +39,6 @@ from lanewise.receipts.schema import (
     Numerics,
     Outcome,
     Producer,
-    Routing,
     StepSeries,
     Telemetry,
     Throughput,
@@ -46,6 +47,7 @@ from lanewise.receipts.schema import (
 )
 from lanewise.train.process import ALLOCATOR_KEY
 from lanewise.train.request import RunRequest
+from lanewise.train.routing_receipt import IDS_DIGEST_KEY, routing_mode, routing_record
 
 CLOCK = "perf_counter_ns"
 AUXILIARY_KEY = "io.lanewise.auxiliary_losses"
@@ -66,7 +68,8 @@ class RunFacts:
         choices: op → how its backend was chosen.
         observations: op → what ran during the steps.
         recorder: per-step series.
-        expert_load_cvs: one per step; empty where not measured or without E layers.
+        expert_loads: per step int64 [E layers, E + 1], picks per expert and of null slots; empty where not measured or
+            without E layers.
         auxiliary_losses: name → unweighted value of every step that had it.
         warmup: steps to drop.
         goodput: partition of wall time, None when switched off.
@@ -77,6 +80,7 @@ class RunFacts:
         data: what was read.
         missing: reasons known to the run, by dotted path.
         host_allocator: what malloc was told about freed memory.
+        routing_ids_digest: digest of the routing recorded or followed; None without either.
         aborted: None when all steps were taken, else why not.
     """
 
@@ -85,7 +89,7 @@ class RunFacts:
     choices: Mapping[str, Choice]
     observations: Mapping[str, Observation]
     recorder: StepRecorder
-    expert_load_cvs: Sequence[float]
+    expert_loads: Sequence[np.ndarray]
     auxiliary_losses: Mapping[str, Sequence[float]]
     warmup: Warmup
     goodput: Goodput | None
@@ -96,6 +100,7 @@ class RunFacts:
     data: DataRecord
     missing: Mapping[str, str]
     host_allocator: str
+    routing_ids_digest: str | None
     aborted: str | None
 
 
@@ -126,7 +131,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "compile": facts.compile,
         "memory": facts.memory,
         "flops": _with_utilisation(facts, timing, missing),
-        "routing": _routing(facts, missing),
+        "routing": routing_record(resolved.lane, facts.expert_loads[facts.warmup.steps :], missing),
         "telemetry": Telemetry(),
         "numerics": _numerics(series, missing),
         "environment": facts.environment,
@@ -138,11 +143,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             error=facts.aborted,
         ),
         "missing": _without_present(missing, facts),
-        "extensions": {
-            ALLOCATOR_KEY: facts.host_allocator,
-            **({AUXILIARY_KEY: _auxiliary(facts)} if facts.auxiliary_losses else {}),
-            **_index_layers(resolved),
-        },
+        "extensions": _extensions(facts),
     }
 
 
@@ -167,7 +168,7 @@ def flops_record(request: RunRequest) -> Flops:
         params_total=counted.params_total,
         params_active=counted.params_active,
         training_flops_per_token=counted.training_flops_per_token,
-        routing_mode="learned",
+        routing_mode=routing_mode(request.resolved.lane),
         peak_dtype=request.resolved.lane.precision.compute,
         peak_flops_per_second=None,
         peak_source=None,
@@ -252,6 +253,18 @@ def _backend(choice: Choice, observation: Observation) -> BackendRecord:
     )
 
 
+def _extensions(facts: RunFacts) -> dict[str, Any]:
+    extensions: dict[str, Any] = {
+        ALLOCATOR_KEY: facts.host_allocator,
+        **_index_layers(facts.request.resolved),
+    }
+    if facts.auxiliary_losses:
+        extensions[AUXILIARY_KEY] = _auxiliary(facts)
+    if facts.routing_ids_digest is not None:
+        extensions[IDS_DIGEST_KEY] = facts.routing_ids_digest
+    return extensions
+
+
 def _timing(facts: RunFacts, series: StepSeries, missing: dict[str, str]) -> Timing:
     steady = series.duration_seconds[facts.warmup.steps :]
     window = None
@@ -309,22 +322,6 @@ def _with_utilisation(facts: RunFacts, timing: Timing, missing: dict[str, str]) 
     ratio = rate * flops.training_flops_per_token / ceiling
     missing["flops.hardware_flops_utilization_ratio"] = "executed FLOPs are not counted"
     return flops.model_copy(update={"model_flops_utilization_ratio": ratio})
-
-
-def _routing(facts: RunFacts, missing: dict[str, str]) -> Routing | None:
-    moe = facts.request.resolved.lane.model.moe
-    if moe is None or "moe_experts" not in facts.choices:
-        missing["routing"] = "the lane has no E layers"
-        return None
-    steady = facts.expert_load_cvs[facts.warmup.steps :]
-    if not steady:
-        missing.setdefault("routing.expert_load_cv", "no steady steps")
-    return Routing(
-        mode="learned",
-        top_k=moe.top_k,
-        expert_load_cv=math.fsum(steady) / len(steady) if steady else None,
-        dropped_ratio=0.0,
-    )
 
 
 def _numerics(series: StepSeries, missing: dict[str, str]) -> Numerics:
