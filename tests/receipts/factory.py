@@ -188,6 +188,8 @@ RECEIPT_BODY: dict[str, Any] = {
         "measured_matmul_flops_per_second": 90e9,
         "model_flops_utilization_ratio": 0.375,
         "hardware_flops_utilization_ratio": 0.375,
+        "hardware_flops_per_token": 6_600_000.0,
+        "six_n_active_flops_per_token": 6_000_000.0,
     },
     "routing": {
         "mode": "learned",

@@ -19,7 +19,7 @@ from tests.receipts.strategies import json_values
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 GOLDEN_IDS = {
     "receipt-1.0.json": "sha256:06f184a02cd2f2b9394f56345ab734278f4504e8ba952d90d455f637bb6ff649",
-    "receipt-1.1.json": "sha256:02cd8642dd1446bc6b955dd1d2a05cd954d0a9688967439977eb665d94361202",
+    "receipt-1.1.json": "sha256:021e5f85b821852a66a05706f0fb9dccc3bb149254fa9be5794ba7d6f406cc98",
 }
 
 

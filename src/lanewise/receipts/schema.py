@@ -18,6 +18,8 @@ SCHEMA_VERSION = "1.1.0"
 STEPS_SCHEMA_VERSION = "1.0.0"
 FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
     {
+        "flops.hardware_flops_per_token": "1.1.0",
+        "flops.six_n_active_flops_per_token": "1.1.0",
         "routing.expert_picks": "1.1.0",
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
@@ -236,6 +238,10 @@ class Flops(Record):
     measured_matmul_flops_per_second: float | None
     model_flops_utilization_ratio: float | None
     hardware_flops_utilization_ratio: float | None
+    hardware_flops_per_token: float | None = None
+    """Training FLOPs executed: recomputation, latent attention and taxes included (docs/FLOPS.md)."""
+    six_n_active_flops_per_token: float | None = None
+    """6 × active parameters, the rule of thumb behind many public numbers."""
 
 
 class Routing(Record):

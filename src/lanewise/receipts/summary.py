@@ -102,7 +102,8 @@ def _sections(receipt: RunReceipt) -> Iterator[tuple[str, Sequence[str]]]:
         "flops",
         [
             f"{flops.training_flops_per_token:,.0f} per token ({flops.convention} {flops.convention_version}) · "
-            f"utilisation {format_percent(flops.model_flops_utilization_ratio)}"
+            f"utilisation {format_percent(flops.model_flops_utilization_ratio)} of the model, "
+            f"{format_percent(flops.hardware_flops_utilization_ratio)} of the hardware"
         ],
     )
     numerics = receipt.numerics

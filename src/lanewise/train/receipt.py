@@ -17,6 +17,7 @@ from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.flops import lane_flops
+from lanewise.lane.hardware_flops import conventions
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
@@ -149,7 +150,9 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
 
 def flops_record(request: RunRequest) -> Flops:
     """The lane's numerator, still without utilisation, which needs step times."""
-    counted = lane_flops(request.resolved.lane)
+    resolved = request.resolved
+    counted = lane_flops(resolved.lane)
+    three = conventions(resolved.lane, resolved.model_switches)
     return Flops(
         convention=counted.convention,
         convention_version=counted.convention_version,
@@ -159,13 +162,15 @@ def flops_record(request: RunRequest) -> Flops:
         params_total=counted.params_total,
         params_active=counted.params_active,
         training_flops_per_token=counted.training_flops_per_token,
-        routing_mode=routing_mode(request.resolved.lane),
-        peak_dtype=request.resolved.lane.precision.compute,
+        routing_mode=routing_mode(resolved.lane),
+        peak_dtype=resolved.lane.precision.compute,
         peak_flops_per_second=None,
         peak_source=None,
         measured_matmul_flops_per_second=request.matmul_flops_per_second,
         model_flops_utilization_ratio=None,
         hardware_flops_utilization_ratio=None,
+        hardware_flops_per_token=three.hardware,
+        six_n_active_flops_per_token=three.six_n_active,
     )
 
 
@@ -272,7 +277,7 @@ def _throughput(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Thr
 
 
 def _with_utilisation(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Flops:
-    """Model FLOPs utilisation against the vendor's peak, or against the measured matmul ceiling where there is none."""
+    """Model and hardware FLOPs utilisation against the vendor's peak, or against the measured matmul ceiling where there is none."""
     flops = flops_record(facts.request)
     summary = timing.step_duration_seconds
     ceiling = flops.peak_flops_per_second or flops.measured_matmul_flops_per_second
@@ -287,9 +292,14 @@ def _with_utilisation(facts: RunFacts, timing: Timing, missing: dict[str, str]) 
         missing["flops.hardware_flops_utilization_ratio"] = reason
         return flops
     rate = tokens_per_step(facts.request.resolved) / summary.mean
-    ratio = rate * flops.training_flops_per_token / ceiling
-    missing["flops.hardware_flops_utilization_ratio"] = "executed FLOPs are not counted"
-    return flops.model_copy(update={"model_flops_utilization_ratio": ratio})
+    executed = flops.hardware_flops_per_token
+    assert executed is not None, "flops_record counts it"
+    return flops.model_copy(
+        update={
+            "model_flops_utilization_ratio": rate * flops.training_flops_per_token / ceiling,
+            "hardware_flops_utilization_ratio": rate * executed / ceiling,
+        }
+    )
 
 
 def _numerics(series: StepSeries, missing: dict[str, str]) -> Numerics:
