@@ -1,5 +1,6 @@
 import gc
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,10 +112,11 @@ class RecordingModel(HybridModel):
         targets: torch.Tensor,
         *,
         document_ids: torch.Tensor | None = None,
+        expert_ids: Sequence[torch.Tensor] | None = None,
         step: int = 0,
     ) -> Loss:
         self.seen.append(document_ids)
-        return super().forward(tokens, targets, step=step)
+        return super().forward(tokens, targets, expert_ids=expert_ids, step=step)
 
 
 def recording_model() -> RecordingModel:
