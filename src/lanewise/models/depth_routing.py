@@ -12,8 +12,9 @@ first served; the capacity grows with the text. So a token's fate never changes 
 capacity, `extend` needs nothing but past scores and a count, and since Σ ⌊c·ℓ⌋ over documents is at most ⌊c·T⌋, every row
 fits into the published static capacity, whatever its documents are. c = 1 takes every token.
 
-The block sees max(1, ⌊c·T⌋) tokens of every row: those taken, in order, then others as filling, whose result is discarded
-and whose routing reads −2 (skipped). Legend: B batch, T sequence, d hidden, C capacity, S = B·T.
+The block sees max(1, ⌊c·T⌋) tokens of every row: those taken, in order, then others as filling, whose result is discarded,
+whose routing reads −2 (skipped) and does not count as load. Filling is rare (of the order of √T tokens, where scores do
+not trend), but as it is computed, it takes part in the auxiliary losses of an `E` block. Legend: B batch, T sequence, d hidden, C capacity, S = B·T.
 """
 
 from __future__ import annotations
@@ -154,7 +155,10 @@ class DepthRouted(Block):
                 )
                 chosen[taken] = output.expert_ids
                 expert_ids = chosen.flatten(0, 1)
-        return BlockOutput(delta, expert_ids=expert_ids), DepthRoutingState(scores, num_taken)
+        return (
+            BlockOutput(delta, expert_ids=expert_ids),
+            DepthRoutingState(scores, num_taken),
+        )
 
     def observe(self, output: BlockOutput) -> None:
         """The block's affair; tokens that skipped it read −2."""

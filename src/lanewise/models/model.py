@@ -78,6 +78,7 @@ class Trunk(NamedTuple):
         expert_ids: routing of every E layer in order, int64 [S, k] each.
         embedded: input of the residual stream [B, T, d].
         paths: residual stream after each layer asked for, in the order of the layers [B, T, d].
+        document_ids: int64 [B, T], documents of a row numbered 0, 1, …; None when rows are one document.
     """
 
     hidden: Tensor
@@ -85,6 +86,7 @@ class Trunk(NamedTuple):
     expert_ids: tuple[Tensor, ...]
     embedded: Tensor
     paths: tuple[Tensor, ...] = ()
+    document_ids: Tensor | None = None
 
 
 class ModelState(NamedTuple):
@@ -225,8 +227,6 @@ class HybridModel(nn.Module):
         Raises:
             ValueError: `expert_ids` is not one tensor per E layer.
         """
-        if document_ids is not None:
-            document_ids = count_documents(document_ids)
         stp = self.stp if self.stp is not None and self.stp.is_active(step) else None
         trunk = self.trunk(
             tokens,
@@ -240,12 +240,12 @@ class HybridModel(nn.Module):
         )
         parts, unweighted = dict(trunk.losses), {}
         if self.mtp is not None:
-            depths = self.mtp(trunk.hidden, trunk.embedded, targets, head, document_ids)
+            depths = self.mtp(trunk.hidden, trunk.embedded, targets, head, trunk.document_ids)
             for j, (weight, loss) in enumerate(zip(self.mtp.weights, depths, strict=True), start=1):
                 unweighted[f"mtp_{j}"] = loss
                 parts[f"mtp_{j}"] = weight * loss
         if stp is not None:
-            unweighted["stp"] = stp(trunk.paths or (trunk.hidden,), step, document_ids)
+            unweighted["stp"] = stp(trunk.paths or (trunk.hidden,), step, trunk.document_ids)
             parts["stp"] = stp.coefficient * unweighted["stp"]
         total = cross_entropy + sum(parts.values())
         return Loss(total, cross_entropy, parts, unweighted, trunk.expert_ids)
@@ -281,7 +281,7 @@ class HybridModel(nn.Module):
             carried, normed = self.residual.add(output.delta, carried, index + 1)
             if index in path_layers:
                 paths.append(self.residual.stream(carried))
-        return Trunk(normed, losses, tuple(routed), embedded, tuple(paths))
+        return Trunk(normed, losses, tuple(routed), embedded, tuple(paths), context.document_ids)
 
     def _ids_of_layers(self, expert_ids: Sequence[Tensor] | None) -> list[Tensor | None]:
         """The routing that each layer is to follow, None where it has none."""

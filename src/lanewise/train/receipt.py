@@ -17,7 +17,6 @@ from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.flops import lane_flops
-from lanewise.lane.index_layers import index_layers
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
@@ -45,13 +44,14 @@ from lanewise.receipts.schema import (
     Timing,
     Warmup,
 )
+from lanewise.train.index_receipt import index_layers_extension
 from lanewise.train.process import ALLOCATOR_KEY
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import IDS_DIGEST_KEY, routing_mode, routing_record
 
 CLOCK = "perf_counter_ns"
-INDEX_LAYERS_KEY = "io.lanewise.index_layers"
-"""Key in `extensions` that says which A ranks computed a sparse index, reused one, or were promoted to computing it."""
+AUXILIARY_KEY = "io.lanewise.auxiliary_losses"
+"""Key in `extensions`: unweighted auxiliary losses of the run's first and last step, e.g. `mtp_1` in nats per token."""
 CLOSURE_RATIO = 1e-3
 """Largest part of wall time by which the goodput partition may miss it."""
 
@@ -68,6 +68,7 @@ class RunFacts:
         recorder: per-step series.
         expert_loads: per step int64 [E layers, E + 1], picks per expert and of null slots; empty where not measured or
             without E layers.
+        auxiliary_losses: name → unweighted value of every step that had it.
         warmup: steps to drop.
         goodput: partition of wall time, None when switched off.
         compile: compile counts.
@@ -87,6 +88,7 @@ class RunFacts:
     observations: Mapping[str, Observation]
     recorder: StepRecorder
     expert_loads: Sequence[np.ndarray]
+    auxiliary_losses: Mapping[str, Sequence[float]]
     warmup: Warmup
     goodput: Goodput | None
     compile: CompileRecord
@@ -143,15 +145,6 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _index_layers(resolved: ResolvedLane) -> dict[str, Any]:
-    layers = index_layers(resolved.lane.model)
-    if layers is None:
-        return {}
-    return {
-        INDEX_LAYERS_KEY: {key: list(ranks) for key, ranks in dataclasses.asdict(layers).items()}
-    }
-
-
 def flops_record(request: RunRequest) -> Flops:
     """The lane's numerator, still without utilisation, which needs step times."""
     counted = lane_flops(request.resolved.lane)
@@ -191,6 +184,17 @@ def tokens_per_step(resolved: ResolvedLane) -> int:
     """Tokens of one optimizer step on one process."""
     batch = resolved.lane.batch
     return batch.sequence_length * batch.micro_batch_size * batch.gradient_accumulation_steps
+
+
+def _auxiliary(facts: RunFacts) -> dict[str, dict[str, float | None]]:
+    """First and last unweighted value of every auxiliary loss; null where it was not finite."""
+    return {
+        name: {
+            place: value if math.isfinite(value) else None
+            for place, value in (("first", values[0]), ("last", values[-1]))
+        }
+        for name, values in facts.auxiliary_losses.items()
+    }
 
 
 def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:
@@ -239,10 +243,12 @@ def _backend(choice: Choice, observation: Observation) -> BackendRecord:
 
 
 def _extensions(facts: RunFacts) -> dict[str, Any]:
-    extensions = {
+    extensions: dict[str, Any] = {
         ALLOCATOR_KEY: facts.host_allocator,
-        **_index_layers(facts.request.resolved),
+        **index_layers_extension(facts.request.resolved.lane),
     }
+    if facts.auxiliary_losses:
+        extensions[AUXILIARY_KEY] = _auxiliary(facts)
     if facts.routing_ids_digest is not None:
         extensions[IDS_DIGEST_KEY] = facts.routing_ids_digest
     return extensions
