@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from lanewise.receipts.store import Store
-from lanewise.train.index_receipt import INDEX_LAYERS_KEY
+from lanewise.train.extensions import INDEX_LAYERS_KEY
 from lanewise.train.run import Run
 from tests.models.micro import sparse_lane
 from tests.train.runs import micro_request

@@ -44,14 +44,11 @@ from lanewise.receipts.schema import (
     Timing,
     Warmup,
 )
-from lanewise.train.index_receipt import index_layers_extension
-from lanewise.train.process import ALLOCATOR_KEY
+from lanewise.train.extensions import extensions
 from lanewise.train.request import RunRequest
-from lanewise.train.routing_receipt import IDS_DIGEST_KEY, routing_mode, routing_record
+from lanewise.train.routing_receipt import routing_mode, routing_record
 
 CLOCK = "perf_counter_ns"
-AUXILIARY_KEY = "io.lanewise.auxiliary_losses"
-"""Key in `extensions`: unweighted auxiliary losses of the run's first and last step, e.g. `mtp_1` in nats per token."""
 CLOSURE_RATIO = 1e-3
 """Largest part of wall time by which the goodput partition may miss it."""
 
@@ -141,7 +138,12 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             error=facts.aborted,
         ),
         "missing": _without_present(missing, facts),
-        "extensions": _extensions(facts),
+        "extensions": extensions(
+            resolved.lane.model,
+            host_allocator=facts.host_allocator,
+            auxiliary_losses=facts.auxiliary_losses,
+            routing_ids_digest=facts.routing_ids_digest,
+        ),
     }
 
 
@@ -184,17 +186,6 @@ def tokens_per_step(resolved: ResolvedLane) -> int:
     """Tokens of one optimizer step on one process."""
     batch = resolved.lane.batch
     return batch.sequence_length * batch.micro_batch_size * batch.gradient_accumulation_steps
-
-
-def _auxiliary(facts: RunFacts) -> dict[str, dict[str, float | None]]:
-    """First and last unweighted value of every auxiliary loss; null where it was not finite."""
-    return {
-        name: {
-            place: value if math.isfinite(value) else None
-            for place, value in (("first", values[0]), ("last", values[-1]))
-        }
-        for name, values in facts.auxiliary_losses.items()
-    }
 
 
 def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:
@@ -240,18 +231,6 @@ def _backend(choice: Choice, observation: Observation) -> BackendRecord:
         if choice.fallback
         else None,
     )
-
-
-def _extensions(facts: RunFacts) -> dict[str, Any]:
-    extensions: dict[str, Any] = {
-        ALLOCATOR_KEY: facts.host_allocator,
-        **index_layers_extension(facts.request.resolved.lane),
-    }
-    if facts.auxiliary_losses:
-        extensions[AUXILIARY_KEY] = _auxiliary(facts)
-    if facts.routing_ids_digest is not None:
-        extensions[IDS_DIGEST_KEY] = facts.routing_ids_digest
-    return extensions
 
 
 def _timing(facts: RunFacts, series: StepSeries, missing: dict[str, str]) -> Timing:

@@ -1,0 +1,53 @@
+"""What a receipt's `extensions` say beyond its schema, each under a key of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from lanewise.lane.index_layers import index_layers
+from lanewise.lane.schema import ModelSpec
+from lanewise.train.process import ALLOCATOR_KEY
+from lanewise.train.routing_receipt import IDS_DIGEST_KEY
+
+AUXILIARY_KEY: Final = "io.lanewise.auxiliary_losses"
+"""Unweighted auxiliary losses of the run's first and last step, e.g. `mtp_1` in nats per token."""
+INDEX_LAYERS_KEY: Final = "io.lanewise.index_layers"
+"""Which A ranks computed a sparse index, reused one, or were promoted to computing it."""
+
+
+def extensions(
+    model: ModelSpec,
+    *,
+    host_allocator: str,
+    auxiliary_losses: Mapping[str, Sequence[float]],
+    routing_ids_digest: str | None,
+) -> dict[str, Any]:
+    """The extensions of a run's receipt; a key with nothing to say is left out.
+
+    Args:
+        model: of the lane.
+        host_allocator: what malloc was told about freed memory.
+        auxiliary_losses: name → unweighted value of every step that had it.
+        routing_ids_digest: of the routing that was recorded or followed, or None.
+    """
+    found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator}
+    if auxiliary_losses:
+        found[AUXILIARY_KEY] = {
+            name: {"first": _finite(values[0]), "last": _finite(values[-1])}
+            for name, values in auxiliary_losses.items()
+        }
+    layers = index_layers(model)
+    if layers is not None:
+        found[INDEX_LAYERS_KEY] = {
+            key: list(ranks) for key, ranks in dataclasses.asdict(layers).items()
+        }
+    if routing_ids_digest is not None:
+        found[IDS_DIGEST_KEY] = routing_ids_digest
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
