@@ -118,7 +118,7 @@ class RecordingModel(HybridModel):
         assert expert_ids is None
         self.seen.append(document_ids)
         self.steps.append(step)
-        found = super().forward(tokens, targets, step=step)
+        found = super().forward(tokens, targets, expert_ids=expert_ids, step=step)
         return found._replace(unweighted={"seen": torch.tensor(float(len(self.seen)))})
 
 
