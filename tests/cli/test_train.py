@@ -53,6 +53,19 @@ def test_json_is_one_document_on_stdout(
     assert summary["loss_last"] == receipt.numerics.loss_last
 
 
+def test_recorded_routing_is_replayed_to_the_same_loss(
+    micro: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "routing")
+    assert run([*micro, "--steps", "3", "--json", "--record-routing", folder]) == 0
+    recorded = json.loads(capsys.readouterr().out)
+    assert run([*micro, "--steps", "3", "--json", "--replay-routing", folder]) == 0
+    replayed = json.loads(capsys.readouterr().out)
+    assert replayed["loss_last"] == recorded["loss_last"]
+    receipt = Store(str(tmp_path / "store")).read_receipt(replayed["receipt_id"])
+    assert receipt.flops.routing_mode == "replayed"
+
+
 def test_checkpoint_and_resume(
     micro: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +84,8 @@ def test_checkpoint_and_resume(
         (["--checkpoint-every", "5"], "--checkpoint-dir"),
         (["--set", "optimizer.name=muon"], "optimizer.name = muon"),
         (["--set", "model.moe.topk=2"], "top_k"),
+        (["--set", "model.moe.routing_mode=replayed"], "--replay-routing DIR"),
+        (["--replay-routing", "/nowhere/at/all"], "holds no recording"),
         (["--set", "features.fused_mla_projection=on"], "fused_mla_projection"),
         (["--set", "ops.ssm_scan=nonsense"], "nonsense"),
         (["--data", "/nowhere/at/all.txt"], "all.txt"),

@@ -38,5 +38,4 @@ def test_masks_of_chunks() -> None:
     documents = ChunkDocuments.of(IDS[:1], 3, 3)
     assert documents.before_CBL[:, 0].int().tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
     assert documents.last_CBL[:, 0].int().tolist() == [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
-    assert documents.continues_BT[0].int().tolist() == [1, 0, 0, 1, 1, 1, 0, 1, 0]
     assert documents.same_CBLL[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]

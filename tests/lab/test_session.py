@@ -10,6 +10,7 @@ from lanewise.lab.analyse import analyse_campaign
 from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.events import BlockDiscarded, BlockFinished, PlanReady
 from lanewise.lab.journal import BlockDone
+from lanewise.lane.load import load_lane
 from lanewise.receipts.decision import Verdict
 from tests.lab.fake import BASE_SECONDS, MACHINE, Script, World, options, place, state
 
@@ -364,3 +365,20 @@ def test_features_that_are_not_there_are_refused_by_name(world):
     plan = world.lab().plan(options(lane=pinned, features=(), budget_seconds=900.0))
     assert "remove the pin" in plan.feature("fused_moe").skipped_reason
     assert plan.feature("fused_mamba").skipped_reason is None
+
+
+def with_routing(mode: str):
+    return load_lane("nam56r-tiny", [f"model.moe.routing_mode={mode}"])
+
+
+def test_arms_that_deal_their_routing_share_it(world):
+    world.lab().start(options(lane=with_routing("forced_balanced")))
+    resolved = [endpoint.request.resolved for endpoint in world.endpoints]
+    assert {r.lane.model.moe.routing_mode for r in resolved} == {"forced_balanced"}
+    assert len({r.digest for r in resolved}) == 1
+
+
+def test_a_campaign_cannot_replay_routing(world):
+    with pytest.raises(UsageError, match=r"use --set model\.moe\.routing_mode=forced_balanced"):
+        world.lab().start(options(lane=with_routing("replayed")))
+    assert not world.endpoints

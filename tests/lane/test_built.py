@@ -10,6 +10,19 @@ def test_the_tiny_lane_is_built() -> None:
     require_built(load_lane("nam56r-tiny"))
 
 
+def test_every_variant_of_the_router_is_built() -> None:
+    overrides = (
+        "score_function=softmax",
+        "num_expert_groups=2",
+        "real_slot_ratio=0.5",
+        "shared_expert_gate=true",
+        "routing_mode=replayed",
+        "bias_update=ema",
+    )
+    lane = load_lane("nam56r-tiny", [f"model.moe.{setting}" for setting in overrides])
+    assert not_built(lane) == ()
+
+
 def test_a_dense_lane_is_built() -> None:
     assert not_built(load_lane("dense-tiny")) == ()
     assert not_built(load_lane("nam56r-tiny", ["model.attention.form=absorbed"])) == ()

@@ -148,6 +148,26 @@ def test_gated_experts_have_three_matrices() -> None:
     assert (gated.params.total - router_and_norm) * 2 == (plain.params.total - router_and_norm) * 3
 
 
+def test_null_slots_count_the_experts_a_token_meets_under_a_balanced_load() -> None:
+    plain = by_name(load_lane("nam56r-tiny"))["moe"]
+    halved = by_name(load_lane("nam56r-tiny", ["model.moe.real_slot_ratio=0.5"]))["moe"]
+    assert halved == plain  # 4 of 8 + 8 slots are 2 experts, the numbers divide
+    # ρ = 0.7: 8 experts and 3 null slots, 3 picks, so 24/11 experts
+    uneven = by_name(load_lane("nam56r-tiny", ["model.moe.real_slot_ratio=0.7"]))["moe"]
+    expert = 2 * 128 * 128
+    assert uneven.params.total == plain.params.total
+    assert uneven.params.active - plain.params.active == round(24 / 11 * expert) - 2 * expert
+    dealt = ["model.moe.real_slot_ratio=0.7", "model.moe.routing_mode=forced_balanced"]
+    assert by_name(load_lane("nam56r-tiny", dealt))["moe"] == plain
+
+
+def test_the_gate_of_the_shared_expert_is_one_row() -> None:
+    plain = by_name(load_lane("nam56r-tiny"))["moe"]
+    gated = by_name(load_lane("nam56r-tiny", ["model.moe.shared_expert_gate=true"]))["moe"]
+    assert gated.params.total - plain.params.total == 128
+    assert gated.training("linear") - plain.training("linear") == 3 * 2 * 128
+
+
 def test_the_ssm_core_is_seven_for_siso_and_grows_with_the_rank() -> None:
     cores = []
     for rank in (1, 2, 4):

@@ -94,6 +94,30 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
         (["model.mamba.dt_floor=1.0"], "dt_floor = 1.0 exceeds dt_max = 0.1"),
         (["model.attention.qk_rope_head_dim=15"], "qk_rope_head_dim = 15 is odd"),
         (["model.moe.top_k=9"], "top_k = 9 exceeds num_experts = 8"),
+        (
+            ["model.moe.num_expert_groups=3"],
+            "num_expert_groups = 3 does not divide num_experts = 8; use 1, 2, 4 or 8",
+        ),
+        (
+            ["model.moe.num_expert_groups=2", "model.moe.top_k_groups=3"],
+            "top_k_groups = 3 exceeds num_expert_groups = 2; use at most 2",
+        ),
+        (
+            ["model.moe.num_expert_groups=4", "model.moe.top_k=3"],
+            "top_k = 3 exceeds the 2 experts of top_k_groups = 1 groups",
+        ),
+        (
+            ["model.moe.real_slot_ratio=0.95"],
+            "real_slot_ratio = 0.95 makes no null slot of num_experts = 8; use 1, or at most 8/9",
+        ),
+        (
+            ["model.moe.real_slot_ratio=0.7", "model.moe.top_k=8"],
+            "real_slot_ratio = 0.7 asks for 12 picks of 8 experts and 3 null slots; lower top_k",
+        ),
+        (
+            ["model.moe.shared_expert_gate=true", "model.moe.shared_expert_hidden_size=0"],
+            "shared_expert_gate = true has nothing to gate",
+        ),
         (["model.hidden_size=0"], "model.hidden_size = 0 is wrong: it must be greater than 0"),
         (["model.hidden_size=-1"], "it must be greater than 0"),
         (["model.hidden_size=12.5"], "it must be a valid integer"),

@@ -1,5 +1,7 @@
 """Hyper-connections against loops over streams, and against one residual stream."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -110,7 +112,8 @@ def test_streams_part_after_the_first_step() -> None:
     carried, _ = module.open(x)
     for index, delta in enumerate(outputs, start=1):
         carried, _ = module.add(delta, carried, index)
-    assert (carried.values[0] - carried.values[1]).abs().max() > 1e-3
+    for first, second in itertools.combinations(carried.values, 2):
+        assert (first - second).abs().max() > 1e-3
     torch.testing.assert_close(module.stream(carried), carried.values.mean(0))
 
 

@@ -73,8 +73,8 @@ def test_the_routing_bias_is_frozen_too() -> None:
     model(tokens, targets)
     assert model.update_expert_bias() is not None
     (moe,) = (module for module in model.modules() if isinstance(module, MixtureOfExperts))
-    assert not moe.bias.any()
-    assert not moe.load.any()
+    assert not moe.router.bias.any()
+    assert not moe.router.load.any()
 
 
 def test_the_sparse_stage_takes_over_every_weight() -> None:

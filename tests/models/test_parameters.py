@@ -18,6 +18,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {},
     {"model__moe__activation": "swiglu", "model__moe__shared_expert_hidden_size": 0},
     {"model__moe__activation": "relu2", "model__mamba__rope_fraction": 1.0},
+    {"model__moe__shared_expert_gate": True, "model__moe__real_slot_ratio": 0.5},
     {"model__mamba__rope_fraction": 0.0, "model__recurrent__conv_kernel_size": 2},
     {"model__mamba__mimo_rank": 3, "model__mamba__output_norm": True},
     {"model__mamba__output_norm": True},

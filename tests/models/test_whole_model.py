@@ -86,7 +86,15 @@ def _cases() -> Iterator[Any]:
     for variant in VARIANTS:
         for switches in TAX_SETS:
             on = [key for key, value in switches.items() if value]
-            yield pytest.param(variant, switches, id=f"{variant}-{'+'.join(on) or 'plain'}")
+            # Variants with no tax and with all, and every set of taxes on one variant, run always; `make prove` runs
+            # the whole product.
+            runs_always = variant == "everything" or len(on) in (0, len(TAXES))
+            yield pytest.param(
+                variant,
+                switches,
+                id=f"{variant}-{'+'.join(on) or 'plain'}",
+                marks=() if runs_always else pytest.mark.slow,
+            )
 
 
 CASES = list(_cases())

@@ -12,7 +12,15 @@ from lanewise.ops.shapes import SHAPES
 from tests.ops import conformance
 
 FAST = [b.name for b in SPEC.backends if b.name != "reference"]
-ROUTINGS = ["mixed", "all_to_last", "one_empty", "every_expert", "twice_the_same"]
+ROUTINGS = [
+    "mixed",
+    "all_to_last",
+    "one_empty",
+    "every_expert",
+    "twice_the_same",
+    "half_null",
+    "null_token",
+]
 
 
 def route(kind: str, num_tokens: int, num_experts: int, k: int, rng: torch.Generator) -> Tensor:
@@ -27,7 +35,13 @@ def route(kind: str, num_tokens: int, num_experts: int, k: int, rng: torch.Gener
         return scores.argsort(dim=1)
     if kind == "twice_the_same":
         return scores.topk(1).indices.expand(num_tokens, 2).contiguous()
-    return scores.topk(k).indices
+    ids = scores.topk(k).indices
+    if kind == "half_null":
+        ids = torch.cat([ids, ids.flip(0)], dim=1)  # more choices than any token has experts
+        return ids.masked_fill(torch.rand(ids.shape, generator=rng) < 0.5, -1)
+    if kind == "null_token":
+        ids[num_tokens // 2] = -1
+    return ids
 
 
 def arguments(shape: str, activation: str = "gelu", routing: str = "mixed"):
@@ -75,9 +89,33 @@ def test_every_activation_and_load(backend: str, activation: str, routing: str) 
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_gradients_match_finite_differences(backend: str, activation: str) -> None:
-    conformance.assert_gradcheck(bound(backend), arguments("single", activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("routing", ["mixed", "half_null"])
+def test_gradients_match_finite_differences(backend: str, activation: str, routing: str) -> None:
+    conformance.assert_gradcheck(bound(backend), arguments("single", activation, routing))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("shape", ["tiny", "single"])
+def test_without_a_single_expert_everything_is_zero(backend: str, shape: str) -> None:
+    args = list(arguments(shape))
+    args[1] = torch.full_like(args[1], -1)
+    with conformance.poisoned_memory():
+        y = bound(backend)(*args)
+        y.sum().backward()
+        assert not reference(*args).any()
+    assert not y.any()
+    for tensor in (args[0], *args[2:5]):
+        assert tensor.grad is not None
+        assert not tensor.grad.any()
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+def test_the_gate_of_a_null_choice_is_not_read(backend: str) -> None:
+    args = list(arguments("odd", routing="half_null"))
+    expected = bound(backend)(*args)
+    args[2] = args[2].detach().masked_fill(args[1] < 0, torch.nan)
+    assert torch.equal(bound(backend)(*args), expected)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -87,8 +125,9 @@ def test_accepts_strided_memory(backend: str) -> None:
     )
 
 
-def test_the_sorted_path_compiles_whole() -> None:
-    args = conformance.cast(arguments("tiny"), torch.float32)
+@pytest.mark.parametrize("routing", ["mixed", "half_null"])
+def test_the_sorted_path_compiles_whole(routing: str) -> None:
+    args = conformance.cast(arguments("tiny", routing=routing), torch.float32)
     conformance.assert_compiles(bound("sorted.torch"), args)
 
 

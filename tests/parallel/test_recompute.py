@@ -88,7 +88,7 @@ def test_expert_loads_count_once(policy: str) -> None:
     model, _ = trained_once(lane, everywhere(lane, policy))
     tokens = lane.batch.sequence_length * lane.batch.micro_batch_size
     assert lane.model.moe is not None
-    assert model.blocks[1].load.sum().item() == tokens * lane.model.moe.top_k
+    assert model.blocks[1].router.load.sum().item() == tokens * lane.model.moe.top_k
 
 
 def one_family_lane(family: str) -> Lane:

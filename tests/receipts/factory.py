@@ -55,7 +55,7 @@ PRODUCER: dict[str, Any] = {"name": "lanewise", "version": "0.1.0"}
 _BADPUT = {**dict.fromkeys(BADPUT_CATEGORIES, 0.0), "training_prep": 1.5, "data_wait": 0.25}
 
 RECEIPT_BODY: dict[str, Any] = {
-    "schema_version": "1.0.0",
+    "schema_version": "1.1.0",
     "kind": "run",
     "created_at": CREATED_AT,
     "producer": PRODUCER,
@@ -189,7 +189,15 @@ RECEIPT_BODY: dict[str, Any] = {
         "model_flops_utilization_ratio": 0.375,
         "hardware_flops_utilization_ratio": 0.375,
     },
-    "routing": {"mode": "learned", "top_k": 2, "expert_load_cv": 0.31, "dropped_ratio": 0.0},
+    "routing": {
+        "mode": "learned",
+        "top_k": 2,
+        "expert_load_cv": 0.31,
+        "dropped_ratio": 0.0,
+        "expert_picks": [[30, 10], [20, 20]],
+        "expert_picks_cv": [0.5, 0.0],
+        "null_ratio": 0.0,
+    },
     "telemetry": {
         "sm_clock_hertz": None,
         "memory_clock_hertz": None,

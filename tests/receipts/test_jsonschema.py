@@ -6,13 +6,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from lanewise.receipts.jsonschema import DEFAULT_FOLDER, SCHEMAS, json_schema, write_schemas
+from lanewise.receipts.jsonschema import DEFAULT_FOLDER, FROZEN, SCHEMAS, json_schema, write_schemas
 from lanewise.receipts.schema import Record
 from tests.receipts.factory import make_campaign, make_decision, make_receipt, make_steps
 
-GOLDEN = Path(__file__).parent / "golden" / "receipt-1.0.json"
+GOLDEN_FOLDER = Path(__file__).parent / "golden"
 EXAMPLES = {
-    "receipt-1.0.json": make_receipt(),
+    "receipt-1.1.json": make_receipt(),
     "decision-1.0.json": make_decision(),
     "campaign-1.0.json": make_campaign(),
     "steps-1.0.json": make_steps(),
@@ -29,7 +29,7 @@ def test_the_committed_schemas_are_generated(tmp_path: Path) -> None:
     for path in write_schemas(tmp_path):
         kept = (DEFAULT_FOLDER / path.name).read_text(encoding="utf-8")
         assert path.read_text(encoding="utf-8") == kept, "run `make schema` and commit schemas/"
-    assert {path.name for path in DEFAULT_FOLDER.iterdir()} == set(SCHEMAS)
+    assert {path.name for path in DEFAULT_FOLDER.iterdir()} == {*SCHEMAS, *FROZEN}
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -41,9 +41,10 @@ def test_records_as_stored_satisfy_their_schema(name: str) -> None:
     assert not validator.is_valid({})
 
 
-def test_the_golden_receipt_satisfies_the_schema_of_its_version() -> None:
-    validator = committed("receipt-1.0.json")
-    document = json.loads(GOLDEN.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN_FOLDER.iterdir()))
+def test_a_golden_receipt_satisfies_the_schema_of_its_version(name: str) -> None:
+    validator = committed(name)
+    document = json.loads((GOLDEN_FOLDER / name).read_text(encoding="utf-8"))
     validator.validate(document)
     document["outcome"]["validity"] = "splendid"
     assert not validator.is_valid(document)

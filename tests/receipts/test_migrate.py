@@ -1,5 +1,6 @@
 """Versions: the golden receipt of every released one is read, and upcasters chain."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,11 +10,17 @@ from hypothesis import given, settings
 from lanewise.errors import ReceiptError
 from lanewise.receipts.document import parse_receipt
 from lanewise.receipts.migrate import HISTORIES, RECEIPTS, Document, History, parse_version, upcast
+from lanewise.receipts.schema import FIELDS_SINCE
 from lanewise.receipts.store import json_bytes
+from lanewise.receipts.validate import receipt_faults
+from tests.receipts.factory import make_receipt
 from tests.receipts.strategies import json_values
 
-GOLDEN = Path(__file__).parent / "golden" / "receipt-1.0.json"
-GOLDEN_ID = "sha256:06f184a02cd2f2b9394f56345ab734278f4504e8ba952d90d455f637bb6ff649"
+GOLDEN_FOLDER = Path(__file__).parent / "golden"
+GOLDEN_IDS = {
+    "receipt-1.0.json": "sha256:06f184a02cd2f2b9394f56345ab734278f4504e8ba952d90d455f637bb6ff649",
+    "receipt-1.1.json": "sha256:02cd8642dd1446bc6b955dd1d2a05cd954d0a9688967439977eb665d94361202",
+}
 
 
 def second(document: Document) -> Document:
@@ -24,11 +31,29 @@ def third(document: Document) -> Document:
     return {**document, "schema_version": "3.0.0", "lifted": [*document.get("lifted", []), 3]}
 
 
-def test_the_golden_receipt_of_1_0_is_read_and_keeps_its_identity() -> None:
-    receipt = parse_receipt(GOLDEN.read_bytes(), GOLDEN.name)
-    assert receipt.receipt_id == GOLDEN_ID
+@pytest.mark.parametrize("name", GOLDEN_IDS)
+def test_the_golden_receipt_of_every_version_is_read_and_keeps_its_identity(name: str) -> None:
+    content = (GOLDEN_FOLDER / name).read_bytes()
+    receipt = parse_receipt(content, name)
+    assert receipt.receipt_id == GOLDEN_IDS[name]
     assert receipt.features[0].key == "fused_moe"
-    assert json_bytes(receipt) == GOLDEN.read_bytes()
+    assert receipt_faults(receipt) == []
+    written = receipt.model_dump(mode="json")
+    for path, since in FIELDS_SINCE.items():
+        if parse_version(since) > parse_version(receipt.schema_version):
+            *groups, field = path.split(".")
+            table = functools.reduce(dict.__getitem__, groups, written)
+            assert table.pop(field) is None
+    assert json_bytes(written) == content
+
+
+def test_a_receipt_of_the_own_version_explains_every_null() -> None:
+    nulls = {"routing.expert_picks": None, "routing.null_ratio": None}
+    receipt = make_receipt(nulls)
+    assert receipt_faults(receipt) == [
+        "null without a reason in missing: routing.expert_picks, routing.null_ratio"
+    ]
+    assert receipt_faults(make_receipt({**nulls, "schema_version": "1.0.0"})) == []
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -73,4 +98,6 @@ def test_every_older_major_has_an_upcaster() -> None:
     for history in HISTORIES.values():
         current, _minor = parse_version(history.current)
         assert sorted(history.upcasters) == list(range(1, current))
-    assert parse_version(RECEIPTS.current) == (1, 0)
+    assert parse_version(RECEIPTS.current) == (1, 1)
+    newest = max(parse_version(since) for since in FIELDS_SINCE.values())
+    assert newest <= parse_version(RECEIPTS.current)

@@ -1,5 +1,6 @@
 import gc
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,9 @@ def test_a_step_trains_counts_and_reports() -> None:
     assert first.duration_seconds >= first.data_wait_seconds > 0
     assert first.grad_norm is not None
     assert first.grad_norm > 0
-    assert first.expert_load_cv is not None
+    assert first.expert_loads is not None
+    assert first.expert_loads.tolist()[0][-1] == 0  # no null slots
+    assert first.expert_loads.sum() == 2 * 10 * 2  # rows × tokens × picks
     assert all(p.grad is None for p in training.model.parameters())
 
 
@@ -97,7 +100,7 @@ def test_the_rate_of_the_step_is_the_schedule_s() -> None:
 def test_unmeasured_steps_report_neither_norm_nor_load(clip: float) -> None:
     result = loop(measure=False, spec=OptimizerSpec(grad_clip_norm=clip)).step()
     assert result.grad_norm is None
-    assert result.expert_load_cv is None
+    assert result.expert_loads is None
 
 
 class RecordingModel(HybridModel):
@@ -109,8 +112,10 @@ class RecordingModel(HybridModel):
         targets: torch.Tensor,
         *,
         document_ids: torch.Tensor | None = None,
+        expert_ids: Sequence[torch.Tensor] | None = None,
         step: int = 0,
     ) -> Loss:
+        assert expert_ids is None
         self.seen.append(document_ids)
         self.steps.append(step)
         found = super().forward(tokens, targets, step=step)
@@ -177,7 +182,7 @@ def test_the_expert_bias_moves_once_per_optimizer_step() -> None:
     training.step()
     moe = training.model.blocks[1]
     rate = moe.spec.bias_update_rate
-    assert moe.bias.abs().max().item() == pytest.approx(rate)
+    assert moe.router.bias.abs().max().item() == pytest.approx(rate)
 
 
 def test_an_untimed_step_leaves_goodput_and_the_count_alone() -> None:

@@ -1,6 +1,7 @@
 """A run from request to receipt."""
 
 import itertools
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,42 @@ def test_switched_off_observability_is_null_with_a_reason(tmp_path: Path) -> Non
         ("goodput", "goodput"),
         ("numerics.grad_norm_last", "measurements"),
         ("routing.expert_load_cv", "measurements"),
+        ("routing.expert_picks", "measurements"),
+        ("routing.null_ratio", "measurements"),
         ("memory", "measurements"),
     ):
         assert receipt.missing[path] == f"observability.{switch} is off"
     assert faults(tmp_path) == []
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_the_load_of_the_steady_steps_is_complete(tmp_path: Path, ratio: float) -> None:
+    lane = micro_lane(model__pattern="EMER", model__moe__real_slot_ratio=ratio)
+    run = Run(micro_request(tmp_path, lane=lane, steps=None, experiment=experiment()))
+    for _ in range(5):
+        run.step()
+    run.finish(warmup=run.given_warmup(steps=2, steady=True, reason="given"))
+    routing = stored(tmp_path).routing
+    assert routing is not None
+    assert routing.expert_picks is not None
+    assert routing.expert_picks_cv is not None
+    assert routing.null_ratio is not None
+    picks = 2 * 3 * (2 * 10) * round(2 / ratio)  # E layers × steady steps × tokens × picks
+    assert [len(layer) for layer in routing.expert_picks] == [4, 4]
+    real = sum(map(sum, routing.expert_picks))
+    assert real == pytest.approx(picks * (1 - routing.null_ratio))
+    assert (routing.null_ratio > 0) == (ratio < 1)
+    for layer, cv in zip(routing.expert_picks, routing.expert_picks_cv, strict=True):
+        assert cv == pytest.approx(statistics.pstdev(layer) / statistics.mean(layer))
+    assert faults(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", ["learned", "forced_balanced"])
+def test_the_receipt_names_the_routing_mode(tmp_path: Path, mode: str) -> None:
+    train(tmp_path, lane=micro_lane(model__moe__routing_mode=mode), steps=3)
+    receipt = stored(tmp_path)
+    assert receipt.routing is not None
+    assert receipt.routing.mode == receipt.flops.routing_mode == mode
 
 
 def test_equal_requests_give_equal_losses(tmp_path: Path) -> None:

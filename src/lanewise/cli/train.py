@@ -56,6 +56,20 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
     ] = False,
+    record_routing: Annotated[
+        Path | None,
+        typer.Option(
+            "--record-routing", metavar="DIR", help="Write which experts every token visits."
+        ),
+    ] = None,
+    replay_routing: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay-routing",
+            metavar="DIR",
+            help="Follow recorded routing; sets model.moe.routing_mode=replayed.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="Threads of one op.", show_default="1 on a CPU"),
@@ -68,7 +82,7 @@ def train(
         raise UsageError("--resume and --checkpoint-every need --checkpoint-dir FOLDER")
     from lanewise.lane.machine import DEFAULT_CPU_THREADS
 
-    resolved = _resolve(lane, overrides or (), config)
+    resolved = _resolve(lane, overrides or [], config, replays=replay_routing is not None)
     num_threads = threads or DEFAULT_CPU_THREADS
 
     from lanewise.train.request import RunRequest
@@ -82,11 +96,15 @@ def train(
         checkpoint_dir=None if checkpoint_dir is None else str(checkpoint_dir),
         checkpoint_interval_steps=checkpoint_every,
         resume=resume,
+        record_routing=None if record_routing is None else str(record_routing),
+        replay_routing=None if replay_routing is None else str(replay_routing),
     )
     _train(request, steps, as_json=as_json)
 
 
-def _resolve(name: str, overrides: list[str] | tuple[()], config: Path | None) -> ResolvedLane:
+def _resolve(
+    name: str, overrides: list[str], config: Path | None, *, replays: bool
+) -> ResolvedLane:
     from lanewise.lane.built import require_built
     from lanewise.lane.config import load_config
     from lanewise.lane.load import load_lane
@@ -94,6 +112,8 @@ def _resolve(name: str, overrides: list[str] | tuple[()], config: Path | None) -
     from lanewise.lane.resolve import resolve
 
     lane = load_lane(name, overrides)
+    if replays and lane.model.moe is not None:
+        lane = load_lane(name, [*overrides, "model.moe.routing_mode=replayed"])
     require_built(lane)
     return resolve(
         lane,

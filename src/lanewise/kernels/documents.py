@@ -21,13 +21,11 @@ class ChunkDocuments(NamedTuple):
         same_CBLL: whether step s ≤ t of a chunk is in the document of t.
         before_CBL: whether a step is in the document of the last step of the chunk before; false in the first chunk.
         last_CBL: whether a step is in the document of the last step of its chunk.
-        continues_BT: whether the next step is in the same document; false for the last.
     """
 
     same_CBLL: Tensor
     before_CBL: Tensor
     last_CBL: Tensor
-    continues_BT: Tensor
 
     @classmethod
     def of(cls, document_ids: Tensor, num_chunks: int, chunk_size: int) -> ChunkDocuments:
@@ -38,13 +36,10 @@ class ChunkDocuments(NamedTuple):
         ids_CBL = ids_BT.unflatten(1, (num_chunks, chunk_size)).transpose(0, 1)
         before = torch.zeros_like(ids_CBL, dtype=torch.bool)
         before[1:] = ids_CBL[1:] == ids_CBL[:-1, :, -1:]
-        continues = torch.zeros_like(ids_BT, dtype=torch.bool)
-        continues[:, :-1] = ids_BT[:, 1:] == ids_BT[:, :-1]
         return cls(
             (ids_CBL.unsqueeze(-1) == ids_CBL.unsqueeze(-2)).tril(),
             before,
             ids_CBL == ids_CBL[..., -1:],
-            continues,
         )
 
     def per_head(self, mask_CBL: Tensor, num_heads: int) -> Tensor:

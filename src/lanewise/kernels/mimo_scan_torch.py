@@ -12,8 +12,8 @@ so ranks of one step all meet each other with weight γ (the diagonal is a block
 need no matrix: dL_t = Σ_r ⟨dq̂_{t,r}, q̂_{t,r}⟩ − ⟨dk̂_{t,r}, k̂_{t,r}⟩ (the diagonal blocks cancel in the sum over ranks),
 and the chunk's last L adds ⟨dR_{c+1}, R_{c+1}⟩. Bias, rotation, ψ, skip and gate are left to autograd.
 
-Where a document begins inside a row, the weights that would reach over the boundary are zero, and L and θ are cumulated
-anew.
+Where a document begins inside a row, the decays that would reach over the boundary (e^{L_t−L_s}, e^{L_t}) are zero, and L
+and θ are cumulated anew; the look-ahead of a document's last step needs no mask, since only later steps would see it.
 
 Shapes: B batch, T sequence (padded to C·L), R rank, H heads, G groups, N state, P head dim, n rotated pairs, C chunks,
 L steps a chunk, X = B·H, M = R·L rows a chunk, ranks outermost so that a [L, L] matrix repeats in contiguous blocks.
@@ -72,8 +72,6 @@ def chunked(
     dt_BHT, a_BHT, trap_BHT = (pad(x).to(dtype).transpose(1, 2) for x in (dt, a_dt, trap))
     gamma_BHT = torch.sigmoid(trap_BHT) * dt_BHT
     ahead_BHT = F.pad((dt_BHT - gamma_BHT)[..., 1:], (0, 1))
-    if documents is not None:
-        ahead_BHT = ahead_BHT * documents.continues_BT.unsqueeze(1)
 
     speed_B1Tn = math.pi * torch.tanh(pad(angles).to(dtype)).unsqueeze(1)
     turn_BHTn = speed_B1Tn * dt_BHT.unsqueeze(-1)

@@ -1,6 +1,7 @@
 """`moe_experts` on torch's own GEMMs: `sorted.torch` (fast path) and `padded.torch` (the article's standard path).
 
-Shapes: S tokens, d hidden, E experts, k choices, F expert hidden size, R = S·k rows (one a choice), F' = F or 2F.
+Shapes: S tokens, d hidden, E experts, k choices, F expert hidden size, R = S·k choices, F' = F or 2F, N ≤ R rows: one for
+each choice of an expert. Choices of a negative id sort behind all experts and have no row.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # --- sorted.torch ---------------------------------------------------------------------------------------------------
-# Rows are sorted by expert, so each expert is one GEMM over its own rows: nothing is padded. Both weighted sums over
-# the choices of a token (y forward, dx backward) are gathers with a sum, `embedding_bag`, not scatters: each token's
-# rows are known from the inverse permutation, the order of summation is fixed, and no thread adds into another's row.
+# Rows are sorted by expert, so each expert is one GEMM over its own rows: nothing is padded, and a negative choice costs
+# nothing. Both weighted sums over the choices of a token (y forward, dx backward) are gathers with a sum,
+# `embedding_bag`, not scatters: each token's rows are known from the inverse permutation, the order of summation is
+# fixed, and no thread adds into another's row.
 # One buffer of rows serves all its successive tenants: on a CPU fresh memory costs page faults comparable to the GEMMs.
 
 
@@ -32,20 +34,19 @@ def _moe_sorted(
     x: Tensor, expert_ids: Tensor, gates: Tensor, w_in: Tensor, w_out: Tensor, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     num_tokens, k = expert_ids.shape
-    flat_R = expert_ids.reshape(-1)
-    order_R = flat_R.argsort(stable=True)
+    order_R, loads_E = _sort_by_expert(expert_ids, w_in.shape[0])
     place_R = torch.empty_like(order_R)  # where each choice went: the inverse of order
     place_R[order_R] = torch.arange(num_tokens * k, device=x.device)
-    loads_E = torch.bincount(flat_R, minlength=w_in.shape[0])
 
-    rows_RD = x.index_select(0, order_R // k)
     loads = loads_E.tolist()
-    pre_RF = x.new_empty(rows_RD.shape[0], w_in.shape[2])
-    _grouped_mm(rows_RD, w_in, loads, out=pre_RF)
-    _grouped_mm(_activate(pre_RF, activation), w_out, loads, out=rows_RD)
-    y_SD = F.embedding_bag(
-        place_R.view(num_tokens, k), rows_RD, mode="sum", per_sample_weights=gates.contiguous()
-    )
+    num_rows = sum(loads)
+    rows_ND = x.index_select(0, order_R[:num_rows] // k)
+    pre_RF = x.new_empty(num_tokens * k, w_in.shape[2])  # a result of the op, so its size is static
+    pre_RF[num_rows:].zero_()
+    pre_NF = pre_RF[:num_rows]
+    _grouped_mm(rows_ND, w_in, loads, out=pre_NF)
+    _grouped_mm(_activate(pre_NF, activation), w_out, loads, out=rows_ND)
+    y_SD = _sum_choices(rows_ND, place_R.view(num_tokens, k), gates)
     return y_SD, pre_RF, order_R, place_R, loads_E
 
 
@@ -76,25 +77,27 @@ def _moe_sorted_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_tokens, k = gates.shape
     loads = loads_E.tolist()
-    token_R = order_R // k
-    gate_R1 = gates.reshape(-1).index_select(0, order_R).unsqueeze(1)
-    hidden_RF, derivative = _activate_with_derivative(pre_RF, activation)
+    num_rows = sum(loads)
+    choice_N = order_R[:num_rows]
+    token_N = choice_N // k
+    gate_N1 = gates.reshape(-1).index_select(0, choice_N).unsqueeze(1)
+    hidden_NF, derivative = _activate_with_derivative(pre_RF[:num_rows], activation)
 
     # The gate is a factor of the row, so it may sit on either side of W_out: d(gate) = <dy W_outᵀ, hidden> needs no
     # stored expert output, and gate · hidden serves both dW_out and nothing else.
-    rows_RD = dy_SD.index_select(0, token_R)
-    dhidden_RF = torch.empty_like(hidden_RF)
-    _grouped_mm(rows_RD, w_out.transpose(1, 2), loads, out=dhidden_RF)
-    dgates_R = torch.linalg.vecdot(dhidden_RF, hidden_RF)
-    dw_out = _grouped_outer(hidden_RF.mul_(gate_R1), rows_RD, loads)
+    rows_ND = dy_SD.index_select(0, token_N)
+    dhidden_NF = torch.empty_like(hidden_NF)
+    _grouped_mm(rows_ND, w_out.transpose(1, 2), loads, out=dhidden_NF)
+    dgates_N = torch.linalg.vecdot(dhidden_NF, hidden_NF)
+    dw_out = _grouped_outer(hidden_NF.mul_(gate_N1), rows_ND, loads)
 
-    dpre_RF = derivative(dhidden_RF.mul_(gate_R1))
-    torch.index_select(x, 0, token_R, out=rows_RD)
-    dw_in = _grouped_outer(rows_RD, dpre_RF, loads)
-    _grouped_mm(dpre_RF, w_in.transpose(1, 2), loads, out=rows_RD)
-    dx_SD = F.embedding_bag(place_R.view(num_tokens, k), rows_RD, mode="sum")
-    dgates = dgates_R.index_select(0, place_R).view(num_tokens, k)
-    return dx_SD, dgates, dw_in, dw_out
+    dpre_NF = derivative(dhidden_NF.mul_(gate_N1))
+    torch.index_select(x, 0, token_N, out=rows_ND)
+    dw_in = _grouped_outer(rows_ND, dpre_NF, loads)
+    _grouped_mm(dpre_NF, w_in.transpose(1, 2), loads, out=rows_ND)
+    dx_SD = _sum_choices(rows_ND, place_R.view(num_tokens, k))
+    dgates_R = gates.new_zeros(num_tokens * k).index_copy_(0, choice_N, dgates_N)
+    return dx_SD, dgates_R.view(num_tokens, k), dw_in, dw_out
 
 
 @_moe_sorted_backward.register_fake
@@ -126,19 +129,44 @@ def _backward(ctx, dy_SD, *_):
 _moe_sorted.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _grouped_mm(rows_RI: Tensor, weight_EIO: Tensor, loads: list[int], *, out: Tensor) -> None:
+def _sort_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """The choices in the order of their experts [R], negative ones last, and the number of choices of each expert [E]."""
+    flat_R = expert_ids.reshape(-1)
+    flat_R = torch.where(flat_R < 0, num_experts, flat_R)
+    loads = torch.bincount(flat_R, minlength=num_experts + 1)
+    return flat_R.argsort(stable=True), loads[:num_experts]
+
+
+def _sum_choices(rows_ND: Tensor, place_SK: Tensor, gates: Tensor | None = None) -> Tensor:
+    """Each token's rows added up, weighted by gate if given → [S, d]; a place of N or more has no row."""
+    num_rows = rows_ND.shape[0]
+    if num_rows == place_SK.numel():
+        weights = None if gates is None else gates.contiguous()
+        return F.embedding_bag(place_SK, rows_ND, mode="sum", per_sample_weights=weights)
+    has_row_SK = place_SK < num_rows
+    ends_S = has_row_SK.sum(1).cumsum(0)
+    return F.embedding_bag(
+        place_SK[has_row_SK],
+        rows_ND,
+        F.pad(ends_S[:-1], (1, 0)),
+        mode="sum",
+        per_sample_weights=None if gates is None else gates[has_row_SK],
+    )
+
+
+def _grouped_mm(rows_NI: Tensor, weight_EIO: Tensor, loads: list[int], *, out: Tensor) -> None:
     """Each expert's rows by its own matrix. A loop of mm: F.grouped_mm is no faster on a CPU and pickier."""
     for rows, weight, result in zip(
-        rows_RI.split(loads), weight_EIO.unbind(0), out.split(loads), strict=True
+        rows_NI.split(loads), weight_EIO.unbind(0), out.split(loads), strict=True
     ):
         torch.mm(rows, weight, out=result)
 
 
-def _grouped_outer(left_RI: Tensor, right_RO: Tensor, loads: list[int]) -> Tensor:
+def _grouped_outer(left_NI: Tensor, right_NO: Tensor, loads: list[int]) -> Tensor:
     """Each expert's leftᵀ · right over its rows → [E, I, O]; zero for an expert without rows."""
-    out_EIO = left_RI.new_empty(len(loads), left_RI.shape[1], right_RO.shape[1])
+    out_EIO = left_NI.new_empty(len(loads), left_NI.shape[1], right_NO.shape[1])
     for left, right, out in zip(
-        left_RI.split(loads), right_RO.split(loads), out_EIO.unbind(0), strict=True
+        left_NI.split(loads), right_NO.split(loads), out_EIO.unbind(0), strict=True
     ):
         torch.mm(left.t(), right, out=out)
     return out_EIO
@@ -177,25 +205,25 @@ def padded(
     Nothing is dropped: the capacity is the largest load. Arguments and result as `ops.moe_experts.moe_experts`.
     """
     k, (num_experts, width, _) = expert_ids.shape[1], w_in.shape
-    flat_R = expert_ids.reshape(-1)
-    order_R = flat_R.argsort(stable=True)
-    loads_E = torch.bincount(flat_R, minlength=num_experts)
-    capacity = int(loads_E.max())
-    expert_R = flat_R[order_R]
-    rank_R = torch.arange(flat_R.numel(), device=x.device) - (loads_E.cumsum(0) - loads_E)[expert_R]
-    slot_R = expert_R * capacity + rank_R
-    token_R = order_R // k
+    order_R, loads_E = _sort_by_expert(expert_ids, num_experts)
+    loads = loads_E.tolist()
+    num_rows, capacity = sum(loads), max(loads)
+    choice_N = order_R[:num_rows]
+    expert_N = expert_ids.reshape(-1)[choice_N]
+    rank_N = torch.arange(num_rows, device=x.device) - (loads_E.cumsum(0) - loads_E)[expert_N]
+    slot_N = expert_N * capacity + rank_N
+    token_N = choice_N // k
 
     padded_ECD = x.new_zeros(num_experts * capacity, width).index_copy(
-        0, slot_R, x.index_select(0, token_R)
+        0, slot_N, x.index_select(0, token_N)
     )
     hidden_ECF = _activate(
         torch.bmm(padded_ECD.view(num_experts, capacity, width), w_in), activation
     )
     y_ECD = torch.bmm(hidden_ECF, w_out)
-    y_RD = y_ECD.flatten(0, 1).index_select(0, slot_R)
-    gate_R1 = gates.reshape(-1).index_select(0, order_R).unsqueeze(1)
-    return torch.zeros_like(x).index_add(0, token_R, y_RD * gate_R1)
+    y_ND = y_ECD.flatten(0, 1).index_select(0, slot_N)
+    gate_N1 = gates.reshape(-1).index_select(0, choice_N).unsqueeze(1)
+    return torch.zeros_like(x).index_add(0, token_N, y_ND * gate_N1)
 
 
 def _activate(pre, activation):

@@ -10,6 +10,10 @@ With L_t the cumulated a_dt inside a chunk and the look-ahead weight w_s = γ_s 
 the decays needs no matrix: dL_t = ⟨dq̂_t, q̂_t⟩ − ⟨dk̂_t, k̂_t⟩, the diagonal terms cancel, and the chunk's last L adds
 ⟨dR_{c+1}, R_{c+1}⟩.
 
+Where a document begins inside a row, the decays that would reach over the boundary (e^{L_t−L_s}, e^{L_t}) are zero, and L
+and θ are cumulated anew; the rest is the same. The look-ahead of a document's last step needs no mask: only later steps
+would see it.
+
 Shapes: B batch, T sequence (padded to C·L), H heads, G groups, J = H/G heads of a group, N state, P head dim, n rotated
 pairs, C chunks, L steps a chunk, X = B·H. Chunks come first, so that "all chunks but one" is a contiguous slice.
 """
@@ -93,9 +97,8 @@ def _weights(
     )
     lam_BHT = torch.sigmoid(trap_BHT)
     gamma_BHT = lam_BHT * dt_BHT
-    ahead_BHT = F.pad((dt_BHT - gamma_BHT)[..., 1:], (0, 1))
-    if documents is not None:
-        ahead_BHT.mul_(documents.continues_BT.unsqueeze(1))
+    w_BHT = gamma_BHT.clone()
+    w_BHT[..., :-1] += (dt_BHT - gamma_BHT)[..., 1:]
     a_CXL = _to_chunks(a_BHT, sizes)
     log_decay = _sum_within(a_CXL, documents, sizes)
     decay, end_decay = log_decay.exp(), (log_decay[..., -1:] - log_decay).exp()
@@ -107,7 +110,7 @@ def _weights(
         dt_BHT,
         lam_BHT,
         _to_chunks(gamma_BHT, sizes),
-        _to_chunks(gamma_BHT + ahead_BHT, sizes),
+        _to_chunks(w_BHT, sizes),
         log_decay,
         decay.to(dtype),
         end_decay.to(dtype),
@@ -372,10 +375,7 @@ def _backward(
 
     # Trapezoid weights: γ = λ·dt, and w_s takes (1 − λ)·dt of the step after.
     dgamma_BHT = _from_chunks(dgamma_CXL.add_(dw_CXL), sizes)
-    dahead_BHT = _from_chunks(dw_CXL, sizes)
-    if documents is not None:
-        dahead_BHT = dahead_BHT * documents.continues_BT.unsqueeze(1)
-    dahead_BHT = F.pad(dahead_BHT, (1, 0))[..., :-1]
+    dahead_BHT = F.pad(_from_chunks(dw_CXL, sizes), (1, 0))[..., :-1]
     lam, dt_BHT = weights.lam_BHT, weights.dt_BHT
     dtrap_BHT = (dgamma_BHT - dahead_BHT) * dt_BHT * lam * (1 - lam)
     ddt_BHT = torch.lerp(dahead_BHT, dgamma_BHT, lam)

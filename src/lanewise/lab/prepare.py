@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from lanewise.errors import UsageError
 from lanewise.lab.arms import ArmBuilder, Design, questions
 from lanewise.lab.children import Launcher
 from lanewise.lab.events import Listener, PilotVisited
@@ -84,9 +85,15 @@ def make_plan(
         listen: told about pilot visits.
 
     Raises:
-        UsageError: a feature cannot be measured, or the budget is too small for one block.
+        UsageError: a feature cannot be measured, the lane replays routing, or the budget is too small for one block.
         ChildError: the base lane's process died.
     """
+    moe = options.lane.model.moe
+    if moe is not None and moe.routing_mode == "replayed":
+        raise UsageError(
+            f"lane '{options.lane.name}' replays routing, and a campaign has no recording to follow; "
+            "use --set model.moe.routing_mode=forced_balanced, with which both arms share their routing"
+        )
     # The lab reads step series, whatever the lane says about keeping them; the switch is not part of its digest.
     observed = options.lane.observability.model_copy(update={"temporal_perf": True})
     lane = options.lane.model_copy(update={"observability": observed})

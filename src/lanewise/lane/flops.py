@@ -2,7 +2,8 @@
 
 Forward FLOPs per token, S = sequence length, multiply and add counted as two:
 
-- linear maps: 2 × entries of the matrices a token meets; MoE counts router, shared expert and top-k experts.
+- linear maps: 2 × entries of the matrices a token meets; MoE counts router, shared expert (with its gate) and top-k experts,
+  with null slots the real experts a token meets under a balanced load (`lane.expert_slots`).
 - causal attention core: 2·H·(d_qk + d_v)·(S+1)/2 with MLA expanded to heads, never absorbed.
 - DSA core: (S+1)/2 becomes k − k(k−1)/(2S) for S > k. Indexer scores 2·H_I·(D_I+1)·(S+1)/2 on the layers that compute
   an index.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lanewise.lane.expert_slots import expected_real_picks
 from lanewise.lane.schema import (
     AttentionSpec,
     GroupedQuerySpec,
@@ -74,15 +75,18 @@ def attention_params(
 
 
 def moe_params(spec: MoeSpec, hidden_size: int) -> BlockParams:
-    """`E`: router d×E, w_in E×d×F (2F for swiglu), w_out E×F×d, shared expert d×Fs (2Fs for swiglu) and Fs×d.
+    """`E`: router d×E, w_in E×d×F (2F for swiglu), w_out E×F×d, shared expert d×Fs (2Fs for swiglu) and Fs×d, its gate d.
 
-    The per-expert routing bias E is a buffer, not a parameter.
+    The routing bias is a buffer, not a parameter, and null slots own nothing. A token meets top_k experts, with null
+    slots as many as it meets on average when all slots are picked equally often (`lane.expert_slots`), rounded to a
+    whole number of matrix entries.
     """
     matrices_per_expert = 3 if spec.activation == "swiglu" else 2
     router = hidden_size * spec.num_experts
     expert = matrices_per_expert * hidden_size * spec.expert_hidden_size
     shared = matrices_per_expert * hidden_size * spec.shared_expert_hidden_size
-    matmul = router + spec.top_k * expert + shared
+    shared += hidden_size if spec.shared_expert_gate else 0
+    matmul = router + round(expected_real_picks(spec) * expert) + shared
     return BlockParams(
         total=router + spec.num_experts * expert + shared + hidden_size,
         active=matmul + hidden_size,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from lanewise.lane import machine, pattern, topology
+from lanewise.lane.expert_slots import num_null_slots, num_picks
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.params import mtp_attention
 from lanewise.lane.resolve import OP_NAMES, state_fault
@@ -15,6 +16,7 @@ from lanewise.lane.schema import (
     Lane,
     MambaSpec,
     ModelSpec,
+    MoeSpec,
     SparseAttentionSpec,
 )
 from lanewise.lane.suggest import did_you_mean
@@ -41,6 +43,8 @@ def faults(lane: Lane) -> Iterator[Fault]:
         yield from _grouped_query_faults(model.grouped_query)
     if model.mamba:
         yield from _mamba_faults(model.mamba, lane.batch.sequence_length)
+    if model.moe:
+        yield from _moe_faults(model.moe)
     yield from _other_model_faults(model)
     yield from _auxiliary_objective_faults(lane)
     yield from _recipe_faults(lane)
@@ -166,13 +170,58 @@ def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
         yield (*path, "dt_floor"), f"= {mamba.dt_floor} exceeds dt_max = {mamba.dt_max}"
 
 
-def _other_model_faults(model: ModelSpec) -> Iterator[Fault]:
-    if model.moe and model.moe.top_k > model.moe.num_experts:
+def _moe_faults(moe: MoeSpec) -> Iterator[Fault]:
+    path = ("model", "moe")
+    if moe.top_k > moe.num_experts:
+        yield (
+            (*path, "top_k"),
+            f"= {moe.top_k} exceeds num_experts = {moe.num_experts}; use at most {moe.num_experts}",
+        )
+    elif moe.num_experts % moe.num_expert_groups:
+        yield (
+            (*path, "num_expert_groups"),
+            f"= {moe.num_expert_groups} does not divide num_experts = {moe.num_experts}; "
+            f"use {divisors_in_words(moe.num_experts)}",
+        )
+    elif moe.top_k_groups > moe.num_expert_groups:
+        yield (
+            (*path, "top_k_groups"),
+            f"= {moe.top_k_groups} exceeds num_expert_groups = {moe.num_expert_groups}; "
+            f"use at most {moe.num_expert_groups}",
+        )
+    else:
+        yield from _pick_faults(moe)
+    if moe.shared_expert_gate and not moe.shared_expert_hidden_size:
+        yield (
+            (*path, "shared_expert_gate"),
+            "= true has nothing to gate: shared_expert_hidden_size = 0; give the shared expert a size",
+        )
+
+
+def _pick_faults(moe: MoeSpec) -> Iterator[Fault]:
+    in_groups = moe.num_experts // moe.num_expert_groups * moe.top_k_groups
+    null_slots, picks = num_null_slots(moe), num_picks(moe)
+    if moe.real_slot_ratio < 1.0 and not null_slots:
+        yield (
+            ("model", "moe", "real_slot_ratio"),
+            f"= {moe.real_slot_ratio} makes no null slot of num_experts = {moe.num_experts}; "
+            f"use 1, or at most {moe.num_experts}/{moe.num_experts + 1}",
+        )
+    elif moe.top_k > in_groups:
         yield (
             ("model", "moe", "top_k"),
-            f"= {model.moe.top_k} exceeds num_experts = {model.moe.num_experts}; "
-            f"use at most {model.moe.num_experts}",
+            f"= {moe.top_k} exceeds the {in_groups} experts of top_k_groups = {moe.top_k_groups} groups; "
+            "choose more groups or fewer experts",
         )
+    elif picks > in_groups + null_slots:
+        yield (
+            ("model", "moe", "real_slot_ratio"),
+            f"= {moe.real_slot_ratio} asks for {picks} picks of {in_groups} experts and {null_slots} null slots; "
+            "lower top_k",
+        )
+
+
+def _other_model_faults(model: ModelSpec) -> Iterator[Fault]:
     if model.ngram_embedding and (fault := ngram_fault(model.ngram_embedding)):
         yield fault
 

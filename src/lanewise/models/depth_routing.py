@@ -13,7 +13,7 @@ capacity, `extend` needs nothing but past scores and a count, and since Σ ⌊c�
 fits into the published static capacity, whatever its documents are. c = 1 takes every token.
 
 The block sees max(1, ⌊c·T⌋) tokens of every row: those taken, in order, then others as filling, whose result is discarded,
-whose routing reads −1 (no expert) and does not count as load. Filling is rare (of the order of √T tokens, where scores do
+whose routing reads −2 (skipped) and does not count as load. Filling is rare (of the order of √T tokens, where scores do
 not trend), but as it is computed, it takes part in the auxiliary losses of an `E` block. Legend: B batch, T sequence, d hidden, C capacity, S = B·T.
 """
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from lanewise.lane.taxes import DepthRoutingSpec
 from lanewise.models.layers import (
     NO_CONTEXT,
+    SKIPPED_ID,
     Block,
     BlockOutput,
     BlockState,
@@ -118,9 +119,9 @@ class DepthRouted(Block):
         expert_ids = None
         if output.expert_ids is not None:
             chosen = output.expert_ids.view(batch, capacity, -1)
-            chosen = torch.where(is_taken.unsqueeze(-1), chosen, -1)
+            chosen = torch.where(is_taken.unsqueeze(-1), chosen, SKIPPED_ID)
             expert_ids = _scatter_rows(chosen, positions, length)
-        return BlockOutput(delta, output.aux_losses, expert_ids=expert_ids, passed=taken)
+        return BlockOutput(delta, output.aux_losses, expert_ids=expert_ids)
 
     def extend(
         self,
@@ -150,19 +151,17 @@ class DepthRouted(Block):
             delta[taken] = (output.delta[0] * gates).to(x.dtype)
             if output.expert_ids is not None:
                 chosen = torch.full(
-                    (*taken.shape, output.expert_ids.shape[-1]), -1, device=x.device
+                    (*taken.shape, output.expert_ids.shape[-1]), SKIPPED_ID, device=x.device
                 )
                 chosen[taken] = output.expert_ids
                 expert_ids = chosen.flatten(0, 1)
         return (
-            BlockOutput(delta, expert_ids=expert_ids, passed=taken),
+            BlockOutput(delta, expert_ids=expert_ids),
             DepthRoutingState(scores, num_taken),
         )
 
     def observe(self, output: BlockOutput) -> None:
-        """Let the block count the tokens that passed; the others chose no expert, not even a null one."""
-        if output.expert_ids is not None and output.passed is not None:
-            output = output._replace(expert_ids=output.expert_ids[output.passed.flatten()])
+        """The block's affair; tokens that skipped it read −2."""
         self.block.observe(output)
 
     def _scores(self, x: Tensor) -> Tensor:
@@ -243,7 +242,7 @@ def _gather_rows(expert_ids: Tensor | None, positions: Tensor, length: int) -> T
 
 
 def _scatter_rows(chosen: Tensor, positions: Tensor, length: int) -> Tensor:
-    """[B, C, k] at positions [B, C] → [B·T, k], −1 elsewhere."""
-    rows = chosen.new_full((len(chosen), length, chosen.shape[-1]), -1)
+    """[B, C, k] at positions [B, C] → [B·T, k], −2 elsewhere."""
+    rows = chosen.new_full((len(chosen), length, chosen.shape[-1]), SKIPPED_ID)
     index = positions.unsqueeze(-1).expand_as(chosen)
     return rows.scatter(1, index, chosen).flatten(0, 1)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SKIPPED_ID = -2
+"""Expert id of a token that did not pass through the block."""
 _KEEP_FP32 = "lanewise_keep_fp32"
 _NO_WEIGHT_DECAY = "lanewise_no_weight_decay"
 NO_LOSSES: Mapping[str, Tensor] = MappingProxyType({})
@@ -56,15 +58,14 @@ class BlockOutput(NamedTuple):
         delta: [B, T, d], to be added to the residual stream.
         aux_losses: name → fp32 scalar already weighted.
         key_ids: the keys this layer selected, for later layers; None when it selects none.
-        expert_ids: int64 [S, k], the routing that was followed; None without experts.
-        passed: bool [B, T], tokens that went through the block; None when all did.
+        expert_ids: int64 [S, k], the routing that was followed: −1 a null slot, −2 a token that skipped the block; None
+            without experts.
     """
 
     delta: Tensor
     aux_losses: Mapping[str, Tensor] = NO_LOSSES
     key_ids: Tensor | None = None
     expert_ids: Tensor | None = None
-    passed: Tensor | None = None
 
 
 BlockState = tuple[Any, ...]

@@ -11,7 +11,7 @@ Every letter is one residual sub-layer with one pre-norm weight. Legend: B batch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,18 +51,22 @@ class Loss(NamedTuple):
         parts: auxiliary losses by name, already weighted, each the sum over the layers that have it.
         unweighted: those of the parts that mean something before they are weighted: the cross-entropy of MTP depth j
             as `mtp_<j>`, the penalty `stp`.
+        expert_ids: routing that was followed in every E layer in order, int64 [S, k] each.
     """
 
     total: Tensor
     cross_entropy: Tensor
     parts: Mapping[str, Tensor]
     unweighted: Mapping[str, Tensor] = NO_LOSSES
+    expert_ids: tuple[Tensor, ...] = ()
 
     def detach(self) -> Loss:
         """The same values, cut from the graph."""
         parts = {name: part.detach() for name, part in self.parts.items()}
         unweighted = {name: loss.detach() for name, loss in self.unweighted.items()}
-        return Loss(self.total.detach(), self.cross_entropy.detach(), parts, unweighted)
+        return Loss(
+            self.total.detach(), self.cross_entropy.detach(), parts, unweighted, self.expert_ids
+        )
 
 
 class Trunk(NamedTuple):
@@ -208,6 +212,7 @@ class HybridModel(nn.Module):
         targets: Tensor,
         *,
         document_ids: Tensor | None = None,
+        expert_ids: Sequence[Tensor] | None = None,
         step: int = 0,
     ) -> Loss:
         """Loss of a micro-batch.
@@ -216,11 +221,18 @@ class HybridModel(nn.Module):
             tokens: int64 [B, T].
             targets: int64 [B, T]; `IGNORE_INDEX` does not count.
             document_ids: int64 [B, T], equal within a document and changing at its end; None when rows are one document.
+            expert_ids: routing to follow instead of choosing, int64 [S, k] for every E layer in order, or None.
             step: the optimizer step, 0-based; STP has a window of steps and draws its spans by it.
+
+        Raises:
+            ValueError: `expert_ids` is not one tensor per E layer.
         """
         stp = self.stp if self.stp is not None and self.stp.is_active(step) else None
         trunk = self.trunk(
-            tokens, document_ids=document_ids, path_layers=stp.layers if stp is not None else ()
+            tokens,
+            document_ids=document_ids,
+            expert_ids=expert_ids,
+            path_layers=stp.layers if stp is not None else (),
         )
         head = self.head.to(trunk.hidden.dtype)
         cross_entropy = self.ops.linear_cross_entropy(
@@ -235,25 +247,29 @@ class HybridModel(nn.Module):
         if stp is not None:
             unweighted["stp"] = stp(trunk.paths or (trunk.hidden,), step, trunk.document_ids)
             parts["stp"] = stp.coefficient * unweighted["stp"]
-        return Loss(cross_entropy + sum(parts.values()), cross_entropy, parts, unweighted)
+        total = cross_entropy + sum(parts.values())
+        return Loss(total, cross_entropy, parts, unweighted, trunk.expert_ids)
 
     def trunk(
         self,
         tokens: Tensor,
         *,
         document_ids: Tensor | None = None,
+        expert_ids: Sequence[Tensor] | None = None,
         path_layers: Collection[int] = (),
     ) -> Trunk:
         """All layers over a micro-batch; arguments as `forward`, and the layers whose residual stream is kept."""
+        followed = self._ids_of_layers(expert_ids)
         context = Context(
             document_ids=None if document_ids is None else count_documents(document_ids)
         )
         losses: dict[str, Tensor] = {}
-        expert_ids, paths = [], []
+        routed, paths = [], []
         embedded = self.embed(tokens, context.document_ids)
         carried, normed = self.residual.open(embedded)
         for index, block in enumerate(self.layers):
-            output = self.run_block[index](block, normed, context)
+            layer_context = context._replace(expert_ids=followed[index])
+            output = self.run_block[index](block, normed, layer_context)
             if self.training:
                 block.observe(output)
             for name, loss in output.aux_losses.items():
@@ -261,13 +277,24 @@ class HybridModel(nn.Module):
             if output.key_ids is not None:
                 context = context._replace(key_ids=output.key_ids)
             if output.expert_ids is not None:
-                expert_ids.append(output.expert_ids)
+                routed.append(output.expert_ids)
             carried, normed = self.residual.add(output.delta, carried, index + 1)
             if index in path_layers:
                 paths.append(self.residual.stream(carried))
-        return Trunk(
-            normed, losses, tuple(expert_ids), embedded, tuple(paths), context.document_ids
-        )
+        return Trunk(normed, losses, tuple(routed), embedded, tuple(paths), context.document_ids)
+
+    def _ids_of_layers(self, expert_ids: Sequence[Tensor] | None) -> list[Tensor | None]:
+        """The routing that each layer is to follow, None where it has none."""
+        num_expert_layers = self.letters.count("E")
+        if expert_ids is None:
+            return [None] * len(self.letters)
+        if len(expert_ids) != num_expert_layers:
+            raise ValueError(
+                f"expert_ids holds the routing of {len(expert_ids)} layers and the model has {num_expert_layers} "
+                "E layers; give one int64 [S, k] for each"
+            )
+        left = iter(expert_ids)
+        return [next(left) if letter == "E" else None for letter in self.letters]
 
     def extend(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
         """The next tokens of B texts in inference.
@@ -321,10 +348,10 @@ class HybridModel(nn.Module):
         """Rebalance every E layer after an optimizer step.
 
         Returns:
-            Mean over E layers of the coefficient of variation of tokens per expert, or None without E layers.
+            int64 [E layers, E + 1]: picks per expert since the last call, those of null slots last; None without E layers.
         """
-        cvs = [m.update_bias() for m in self.modules() if isinstance(m, MixtureOfExperts)]
-        return torch.stack(cvs).mean() if cvs else None
+        loads = [m.update_bias() for m in self.modules() if isinstance(m, MixtureOfExperts)]
+        return torch.stack(loads) if loads else None
 
 
 def count_documents(document_ids: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from lanewise.lane.expert_slots import num_training_picks
 from lanewise.lane.index_layers import attends_densely, index_layers
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import AttentionSpec, Lane, SparseAttentionSpec
@@ -56,7 +57,7 @@ def lane_problems(
         dims["moe_experts"] = {
             **tokens,
             "E": moe.num_experts,
-            "k": moe.top_k,
+            "k": num_training_picks(moe),
             "F": moe.expert_hidden_size,
         }
     if "M" in letters and (mamba := model.mamba) is not None:

@@ -3,14 +3,15 @@
     y_s = Σ_j gates[s, j] · W_out[e]ᵀ · act(W_in[e]ᵀ x_s)       with e = expert_ids[s, j]
 
 Source: the mixture-of-experts layer of Shazeer et al. 2017 (arXiv 1701.06538, eq. 1) over the k chosen experts only;
-the router, which chooses and weighs, is not part of this op. A token may name one expert twice: both choices count.
+the router, which chooses and weighs, is not part of this op. A token may name one expert twice: both choices count. A
+choice of a negative id (a null slot) computes nothing: it adds nothing, its gate is not read and gets a zero gradient.
 
 Activations: `gelu` is the exact one, x·Φ(x) by erf, not the tanh approximation; `swiglu` is silu(first half) · second
 half, so `w_in` has 2F columns; `relu2` is relu(x)².
 
 Shape legend: S tokens (B·T), d hidden, E experts, k choices of a token, F expert hidden size.
-Dtypes: fp64, fp32, bf16 for all floating inputs alike; `expert_ids` int64, each in [0, E).
-Limits: every load is allowed, from no token on an expert to all of them; k may be 1 … E.
+Dtypes: fp64, fp32, bf16 for all floating inputs alike; `expert_ids` int64, each below E.
+Limits: every load is allowed, from no token on an expert to all of them, and all choices negative; k ≥ 1 may exceed E.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def reference(
 
     Args:
         x: tokens [S, d].
-        expert_ids: experts of each token [S, k], int64.
+        expert_ids: experts of each token [S, k], int64; a negative id computes nothing.
         gates: weight of each choice [S, k].
         w_in: first projection [E, d, F], or [E, d, 2F] for `swiglu`.
         w_out: second projection [E, F, d].
@@ -46,6 +47,8 @@ def reference(
     for x_d, ids_k, gates_k in zip(x, expert_ids.tolist(), gates, strict=True):
         y_d = torch.zeros_like(x_d)
         for expert, gate in zip(ids_k, gates_k, strict=True):
+            if expert < 0:
+                continue
             hidden_f = _activate(x_d @ w_in[expert], activation)
             y_d = y_d + gate * (hidden_f @ w_out[expert])
         rows.append(y_d)
@@ -98,7 +101,7 @@ def moe_experts(
     Args:
         run: the chosen backend.
         x: tokens [S, d].
-        expert_ids: experts of each token [S, k], int64, each in [0, E).
+        expert_ids: experts of each token [S, k], int64, each below E; a negative one computes nothing.
         gates: weight of each choice [S, k].
         w_in: first projection [E, d, F], or [E, d, 2F] for `swiglu` (first half is the gate).
         w_out: second projection [E, F, d].

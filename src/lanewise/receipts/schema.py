@@ -1,4 +1,4 @@
-"""Receipt schema 1.0: the immutable record of one run.
+"""Receipt schema 1.1: the immutable record of one run.
 
 Units are in the names. A value that was not measured is null and `missing` holds the reason under its dotted path
 (`memory.peak_reserved_bytes`). Validity (may this count as evidence) and merit (was it fast) are separate.
@@ -8,11 +8,22 @@ Hashing: RFC 8785 canonical JSON → sha256; `receipt_id` hashes the body withou
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "1.1.0"
+STEPS_SCHEMA_VERSION = "1.0.0"
+FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
+    {
+        "routing.expert_picks": "1.1.0",
+        "routing.expert_picks_cv": "1.1.0",
+        "routing.null_ratio": "1.1.0",
+    }
+)
+"""Optional fields of a receipt → the version that brought them; older receipts lack them and need no reason for that."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -233,8 +244,14 @@ class Routing(Record):
     mode: Literal["learned", "forced_balanced", "replayed"]
     top_k: NonNegativeInt
     expert_load_cv: float | None
-    """Coefficient of variation of tokens per expert over the steady steps, mean over E layers."""
+    """Coefficient of variation of picks per expert in one step, mean over the steady steps and E layers."""
     dropped_ratio: float
+    expert_picks: tuple[tuple[NonNegativeInt, ...], ...] | None = None
+    """Picks of every expert over all steady steps, one list per E layer in order."""
+    expert_picks_cv: tuple[float, ...] | None = None
+    """Coefficient of variation of each of those lists."""
+    null_ratio: float | None = None
+    """Share of picks that fell on null slots and computed nothing; 0 in a lane without null slots."""
 
 
 class Numerics(Record):
@@ -360,7 +377,7 @@ class RunReceipt(Record):
 class StepSeries(Record):
     """Sidecar of a receipt: one entry per step, in order."""
 
-    schema_version: str = SCHEMA_VERSION
+    schema_version: str = STEPS_SCHEMA_VERSION
     step: tuple[int, ...]
     """Optimizer step, 0-based."""
     start_seconds: tuple[float, ...]

@@ -9,7 +9,8 @@ from lanewise.errors import LanewiseError
 from lanewise.receipts import files
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.document import RecordT, parse_json, parse_receipt, parse_record, short
-from lanewise.receipts.schema import BADPUT_CATEGORIES, Goodput, RunReceipt
+from lanewise.receipts.migrate import parse_version
+from lanewise.receipts.schema import BADPUT_CATEGORIES, FIELDS_SINCE, Goodput, RunReceipt
 from lanewise.receipts.store import Store, artifact_location, sha256_of
 
 CLOSURE_TOLERANCE_RATIO = 0.001
@@ -79,8 +80,15 @@ def unexplained_nulls(body: Mapping[str, Any]) -> list[str]:
         for path in _nulls(body)
         if path.split(".")[0] in MEASURED_GROUPS
         and path not in NULL_BY_NATURE
+        and not _is_newer(path, body)
         and not any(_is_inside(path, explained) for explained in missing)
     ]
+
+
+def _is_newer(path: str, body: Mapping[str, Any]) -> bool:
+    """Whether a field came with a later version than that of the receipt, whose writer could not fill it."""
+    since = FIELDS_SINCE.get(path)
+    return since is not None and parse_version(body["schema_version"]) < parse_version(since)
 
 
 def store_faults(store: Store) -> Iterator[tuple[str, list[str]]]:

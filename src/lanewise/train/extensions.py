@@ -10,6 +10,7 @@ from typing import Any, Final
 from lanewise.lane.index_layers import index_layers
 from lanewise.lane.schema import ModelSpec
 from lanewise.train.process import ALLOCATOR_KEY
+from lanewise.train.routing_receipt import IDS_DIGEST_KEY
 
 AUXILIARY_KEY: Final = "io.lanewise.auxiliary_losses"
 """Unweighted auxiliary losses of the run's first and last step, e.g. `mtp_1` in nats per token."""
@@ -22,6 +23,7 @@ def extensions(
     *,
     host_allocator: str,
     auxiliary_losses: Mapping[str, Sequence[float]],
+    routing_ids_digest: str | None,
 ) -> dict[str, Any]:
     """The extensions of a run's receipt; a key with nothing to say is left out.
 
@@ -29,6 +31,7 @@ def extensions(
         model: of the lane.
         host_allocator: what malloc was told about freed memory.
         auxiliary_losses: name → unweighted value of every step that had it.
+        routing_ids_digest: of the routing that was recorded or followed, or None.
     """
     found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator}
     if auxiliary_losses:
@@ -41,6 +44,8 @@ def extensions(
         found[INDEX_LAYERS_KEY] = {
             key: list(ranks) for key, ranks in dataclasses.asdict(layers).items()
         }
+    if routing_ids_digest is not None:
+        found[IDS_DIGEST_KEY] = routing_ids_digest
     return found
 
 

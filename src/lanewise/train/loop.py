@@ -21,6 +21,7 @@ from lanewise.lane.schema import OptimizerSpec
 from lanewise.measure.goodput import GoodputClock
 from lanewise.models.model import HybridModel, Loss
 from lanewise.train.optim import clip_gradients, learning_rate, set_learning_rate
+from lanewise.train.routing import MicroBatchIds, RoutingReader, RoutingSource, RoutingWriter
 
 GC_INTERVAL_STEPS = 50
 """Steps between two collections by hand."""
@@ -59,7 +60,8 @@ class StepResult:
         data_wait_seconds: of that, waiting for the loader.
         loss: cross-entropy in nats per token, mean over micro-batches.
         grad_norm: global norm before clipping; None when it is neither clipped nor measured.
-        expert_load_cv: spread of tokens over experts, mean over E layers; None without them or unmeasured.
+        expert_loads: int64 [E layers, E + 1], picks of this step per expert and of null slots last; None without E layers
+            or unmeasured.
         tags: `gc`, `compile`, `checkpoint` (first step after one).
         auxiliary_losses: unweighted, by name, mean over micro-batches, e.g. the cross-entropy `mtp_1`.
     """
@@ -69,7 +71,7 @@ class StepResult:
     data_wait_seconds: float
     loss: float
     grad_norm: float | None
-    expert_load_cv: float | None
+    expert_loads: np.ndarray | None
     tags: tuple[str, ...]
     auxiliary_losses: Mapping[str, float] = field(default_factory=dict)
 
@@ -87,8 +89,13 @@ class TrainingLoop:
         measure: whether gradient norm and expert load are read out.
         isolate_documents: whether the model is told which document each token belongs to.
         graphs_compiled: reads how many graphs torch.compile has built, to tag steps that compile; None when it is off.
+        replay_routing: gives the routing that every step follows; None lets the model choose.
         clock: monotonic nanoseconds.
         gc_interval_steps: steps between two collections.
+
+    Attributes:
+        next_step: number of the coming step.
+        record_routing: told the routing of every step; None records nothing.
     """
 
     def __init__(
@@ -103,6 +110,7 @@ class TrainingLoop:
         measure: bool = True,
         isolate_documents: bool = False,
         graphs_compiled: Callable[[], int] | None = None,
+        replay_routing: RoutingReader | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         gc_interval_steps: int = GC_INTERVAL_STEPS,
     ) -> None:
@@ -116,6 +124,9 @@ class TrainingLoop:
         self._measure = measure
         self._isolate_documents = isolate_documents
         self._graphs_compiled = graphs_compiled or (lambda: 0)
+        self.record_routing: RoutingWriter | None = None
+        self._replay_routing = replay_routing
+        self._routing_source: RoutingSource | None = replay_routing
         self._clock = clock
         self._gc_interval_steps = gc_interval_steps
         self._pending_tags: list[str] = []
@@ -136,16 +147,22 @@ class TrainingLoop:
         with self._goodput.span("step"):
             set_learning_rate(self.optimizer, learning_rate(step, self._spec))
             losses: list[Loss] = []
-            for _ in range(self._accumulation_steps):
+            to_follow: Sequence[MicroBatchIds | None] = [None] * self._accumulation_steps
+            if self._routing_source is not None:
+                wait_start_ns = self._clock()
+                with self._goodput.span("data_wait"):
+                    to_follow = self._routing_source.read(step, self._device)
+                data_wait_ns += self._clock() - wait_start_ns
+            for expert_ids in to_follow:
                 wait_start_ns = self._clock()
                 with self._goodput.span("data_wait"):
                     micro_batch = self._next_micro_batch()
                 data_wait_ns += self._clock() - wait_start_ns
-                losses.append(self._accumulate(*micro_batch))
+                losses.append(self._accumulate(*micro_batch, expert_ids))
             grad_norm = self._clip()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            expert_load_cv = self.model.update_expert_bias()
+            expert_loads = self.model.update_expert_bias()
             # Reading the loss waits for the device, so the step ends when its work has ended.
             loss, auxiliary_losses = _read(losses)
             if (step + 1) % self._gc_interval_steps == 0:
@@ -155,6 +172,8 @@ class TrainingLoop:
         duration_ns = self._clock() - start_ns
         if self._graphs_compiled() != graphs_before:
             tags.append("compile")
+        if self.record_routing is not None:
+            self.record_routing.write(step, [loss.expert_ids for loss in losses])
         self.next_step = step + 1
         return StepResult(
             step=step,
@@ -162,8 +181,8 @@ class TrainingLoop:
             data_wait_seconds=data_wait_ns / 1e9,
             loss=loss,
             grad_norm=grad_norm.item() if self._measure and grad_norm is not None else None,
-            expert_load_cv=(
-                expert_load_cv.item() if self._measure and expert_load_cv is not None else None
+            expert_loads=(
+                expert_loads.cpu().numpy() if self._measure and expert_loads is not None else None
             ),
             tags=tuple(tags),
             auxiliary_losses=auxiliary_losses,
@@ -172,11 +191,16 @@ class TrainingLoop:
     def untimed_step(self) -> None:
         """One more step that neither goodput nor the step count sees, for profiling at the end of a run."""
         goodput, self._goodput = self._goodput, GoodputClock(enabled=False)
+        recorder, self.record_routing = self.record_routing, None
         step = self.next_step
+        if self._replay_routing is not None:
+            # No step of the run's own, so it may lie past the end of the recording: it follows the last step again.
+            self._routing_source = self._replay_routing.again(max(step - 1, 0))
         try:
             self.step()
         finally:
-            self._goodput = goodput
+            self._goodput, self.record_routing = goodput, recorder
+            self._routing_source = self._replay_routing
             self.next_step = step
 
     def _next_micro_batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -188,8 +212,20 @@ class TrainingLoop:
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
-    def _accumulate(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None) -> Loss:
-        loss: Loss = self.model(tokens, targets, document_ids=document_ids, step=self.next_step)
+    def _accumulate(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        document_ids: Tensor | None,
+        expert_ids: MicroBatchIds | None,
+    ) -> Loss:
+        loss: Loss = self.model(
+            tokens,
+            targets,
+            document_ids=document_ids,
+            expert_ids=expert_ids,
+            step=self.next_step,
+        )
         torch.autograd.backward(loss.total / self._accumulation_steps)
         return loss.detach()
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
@@ -36,7 +38,6 @@ from lanewise.receipts.schema import (
     Numerics,
     Outcome,
     Producer,
-    Routing,
     StepSeries,
     Telemetry,
     Throughput,
@@ -45,6 +46,7 @@ from lanewise.receipts.schema import (
 )
 from lanewise.train.extensions import extensions
 from lanewise.train.request import RunRequest
+from lanewise.train.routing_receipt import routing_mode, routing_record
 
 CLOCK = "perf_counter_ns"
 CLOSURE_RATIO = 1e-3
@@ -61,7 +63,8 @@ class RunFacts:
         choices: op → how its backend was chosen.
         observations: op → what ran during the steps.
         recorder: per-step series.
-        expert_load_cvs: one per step; empty where not measured or without E layers.
+        expert_loads: per step int64 [E layers, E + 1], picks per expert and of null slots; empty where not measured or
+            without E layers.
         auxiliary_losses: name → unweighted value of every step that had it.
         warmup: steps to drop.
         goodput: partition of wall time, None when switched off.
@@ -72,6 +75,7 @@ class RunFacts:
         data: what was read.
         missing: reasons known to the run, by dotted path.
         host_allocator: what malloc was told about freed memory.
+        routing_ids_digest: digest of the routing recorded or followed; None without either.
         aborted: None when all steps were taken, else why not.
     """
 
@@ -80,7 +84,7 @@ class RunFacts:
     choices: Mapping[str, Choice]
     observations: Mapping[str, Observation]
     recorder: StepRecorder
-    expert_load_cvs: Sequence[float]
+    expert_loads: Sequence[np.ndarray]
     auxiliary_losses: Mapping[str, Sequence[float]]
     warmup: Warmup
     goodput: Goodput | None
@@ -91,6 +95,7 @@ class RunFacts:
     data: DataRecord
     missing: Mapping[str, str]
     host_allocator: str
+    routing_ids_digest: str | None
     aborted: str | None
 
 
@@ -121,7 +126,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "compile": facts.compile,
         "memory": facts.memory,
         "flops": _with_utilisation(facts, timing, missing),
-        "routing": _routing(facts, missing),
+        "routing": routing_record(resolved.lane, facts.expert_loads[facts.warmup.steps :], missing),
         "telemetry": Telemetry(),
         "numerics": _numerics(series, missing),
         "environment": facts.environment,
@@ -137,6 +142,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             resolved.lane.model,
             host_allocator=facts.host_allocator,
             auxiliary_losses=facts.auxiliary_losses,
+            routing_ids_digest=facts.routing_ids_digest,
         ),
     }
 
@@ -153,7 +159,7 @@ def flops_record(request: RunRequest) -> Flops:
         params_total=counted.params_total,
         params_active=counted.params_active,
         training_flops_per_token=counted.training_flops_per_token,
-        routing_mode="learned",
+        routing_mode=routing_mode(request.resolved.lane),
         peak_dtype=request.resolved.lane.precision.compute,
         peak_flops_per_second=None,
         peak_source=None,
@@ -284,22 +290,6 @@ def _with_utilisation(facts: RunFacts, timing: Timing, missing: dict[str, str]) 
     ratio = rate * flops.training_flops_per_token / ceiling
     missing["flops.hardware_flops_utilization_ratio"] = "executed FLOPs are not counted"
     return flops.model_copy(update={"model_flops_utilization_ratio": ratio})
-
-
-def _routing(facts: RunFacts, missing: dict[str, str]) -> Routing | None:
-    moe = facts.request.resolved.lane.model.moe
-    if moe is None or "moe_experts" not in facts.choices:
-        missing["routing"] = "the lane has no E layers"
-        return None
-    steady = facts.expert_load_cvs[facts.warmup.steps :]
-    if not steady:
-        missing.setdefault("routing.expert_load_cv", "no steady steps")
-    return Routing(
-        mode="learned",
-        top_k=moe.top_k,
-        expert_load_cv=math.fsum(steady) / len(steady) if steady else None,
-        dropped_ratio=0.0,
-    )
 
 
 def _numerics(series: StepSeries, missing: dict[str, str]) -> Numerics:

@@ -35,6 +35,8 @@ class RunRequest(Spec):
         checkpoint_dir: where checkpoints go; None writes none.
         checkpoint_interval_steps: steps between checkpoints; None only at the end.
         resume: continue from the newest checkpoint in `checkpoint_dir`.
+        record_routing: folder to write the routing of every E layer to; None records nothing.
+        replay_routing: folder of a recording to follow; a lane whose routing mode is `replayed` needs one.
         experiment: place in a campaign; None for a plain training run.
         protocol: the measurement protocol's parameters, hashed into `protocol_digest`.
         measure_memory: take one profiled step after the timed window to count peak tensor memory.
@@ -49,6 +51,8 @@ class RunRequest(Spec):
     checkpoint_dir: str | None = None
     checkpoint_interval_steps: int | None = None
     resume: bool = False
+    record_routing: str | None = None
+    replay_routing: str | None = None
     experiment: Experiment | None = None
     protocol: dict[str, str | int | float | bool] = Field(default_factory=dict)
     measure_memory: bool = True

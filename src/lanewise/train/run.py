@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lanewise.errors import UsageError
@@ -24,7 +25,7 @@ from lanewise.parallel import compile_regions, recompute
 from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
-from lanewise.train import checkpoint, saved
+from lanewise.train import checkpoint, routing, saved
 from lanewise.train.build import build_model
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
@@ -32,6 +33,7 @@ from lanewise.train.loop import StepResult, TrainingLoop
 from lanewise.train.optim import parameter_groups
 from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
 from lanewise.train.request import RunRequest
+from lanewise.train.routing_receipt import LOAD_FIELDS
 
 MIN_STEADY_STEPS = 8
 """Least steady steps of a run that detects its own warm-up."""
@@ -100,7 +102,7 @@ class Run:
         self.goodput = GoodputClock(clock, enabled=watched.goodput)
         self.messages: list[str] = []
         self._recorder = StepRecorder()
-        self._expert_load_cvs: list[float] = []
+        self._expert_loads: list[np.ndarray] = []
         self._auxiliary_losses: dict[str, list[float]] = {}
         self._finished = False
         self._compile_seconds = 0.0
@@ -143,6 +145,8 @@ class Run:
             lane.optimizer.betas,
             lane.optimizer.eps,
         )
+        data_digest = self.corpus.record.digest
+        self._replay = routing.to_follow(self.request, data_digest)
         self._loop = TrainingLoop(
             model=self.model,
             optimizer=self._optimizer,
@@ -153,11 +157,16 @@ class Run:
             measure=measure,
             isolate_documents=lane.data.isolate_documents,
             graphs_compiled=compile_regions.graphs_compiled if compiled else None,
+            replay_routing=self._replay,
             clock=self._clock,
         )
         if self.request.resume:
             with self.goodput.span("checkpoint_restore"):
                 self._restore()
+        if self._replay is not None and self.request.steps is not None:
+            self._replay.require(range(self._loop.next_step, self.request.steps))
+        self._record = routing.to_write(self.request, data_digest, first_step=self.next_step)
+        self._loop.record_routing = self._record
         if compiled:
             compile_regions.compile_blocks(self.model.sub_layers, offered)
             start_ns = self._clock()
@@ -175,7 +184,11 @@ class Run:
         before = [load.clone() for load in loads]
         # Called as a training step will call it, or the first step would compile again.
         document_ids = tokens if self.lane.data.isolate_documents else None
-        self.model(tokens, tokens, document_ids=document_ids).total.backward()
+        expert_ids = None
+        if self._replay is not None:
+            (expert_ids, *_) = self._replay.peek(self._loop.next_step, device)
+        loss = self.model(tokens, tokens, document_ids=document_ids, expert_ids=expert_ids)
+        loss.total.backward()
         self._optimizer.zero_grad(set_to_none=True)
         for load, value in zip(loads, before, strict=True):
             load.copy_(value)
@@ -212,8 +225,8 @@ class Run:
             grad_norm=math.nan if result.grad_norm is None else result.grad_norm,
             tags=result.tags,
         )
-        if result.expert_load_cv is not None:
-            self._expert_load_cvs.append(result.expert_load_cv)
+        if result.expert_loads is not None:
+            self._expert_loads.append(result.expert_loads)
         for name, value in result.auxiliary_losses.items():
             self._auxiliary_losses.setdefault(name, []).append(value)
         return result
@@ -281,7 +294,7 @@ class Run:
             reason = SWITCHED_OFF.format("measurements")
             missing["numerics.grad_norm_last"] = reason
             if "moe_experts" in self.ops.choices:
-                missing["routing.expert_load_cv"] = reason
+                missing |= dict.fromkeys(LOAD_FIELDS, reason)
         if not watched.goodput:
             missing["goodput"] = SWITCHED_OFF.format("goodput")
         resolved = self.request.resolved
@@ -292,7 +305,7 @@ class Run:
                 choices=self.ops.choices,
                 observations=observations,
                 recorder=self._recorder,
-                expert_load_cvs=self._expert_load_cvs,
+                expert_loads=self._expert_loads,
                 auxiliary_losses=self._auxiliary_losses,
                 warmup=warmup or self._detect_warmup(),
                 goodput=self.goodput.summary(),
@@ -303,6 +316,7 @@ class Run:
                 data=self.corpus.record,
                 missing=missing,
                 host_allocator=self._host_allocator,
+                routing_ids_digest=routing.ids_digest(self._replay, self._record),
                 aborted=aborted,
             )
         )
