@@ -34,7 +34,8 @@ def test_list_as_json_holds_role_control_and_stance(capsys: pytest.CaptureFixtur
     assert by_key["fused_mamba"]["control"] == {"cpu": "recurrence.torch"}
     assert by_key["fused_mamba"]["letters"] == ["M"]
     assert by_key["extra_aux_losses"]["tax_budget_ratio"] == 1.01
-    assert by_key["stp"]["built"] is False
+    assert by_key["fused_mla_projection"]["built"] is False
+    assert (by_key["mtp"]["default_state"], by_key["mtp"]["tax_budget_ratio"]) == ("on", 1.2)
 
 
 @pytest.mark.parametrize("key", [feature.key for feature in FEATURES])

@@ -9,7 +9,8 @@ With x[t] the token at position t, e[t] its input embedding and h⁰ the final h
     loss = loss_weight · Σ_j w_j L_j       with    w_j = decay^{j−1} / Σ_i decay^{i−1}
 
 Depth j is given x[t+j], the token that depth j − 1 (the head, for j = 1) predicts at t, and never what it must predict
-itself. Gradients flow into trunk, embedding and head.
+itself. It thus knows as many tokens before its target as the head does and has more layers: its loss may be the lower one
+without any leak. Gradients flow into trunk, embedding and head.
 
 A position whose x[t+j] or x[t+j+1] lies behind the end of the row has no loss at depth j; such positions are the last
 ones of the row, so causal attention keeps them from all that count. With documents, x[t+j] must belong to the document
