@@ -31,7 +31,6 @@ def test_a_dense_lane_is_built() -> None:
             ["model.ngram_embedding={orders=[2], num_heads=1, num_rows=10, head_dim=4}"],
             "model.ngram_embedding",
         ),
-        (["optimizer.name=muon"], "optimizer.name = muon"),
         (["topology.dp_shard=2"], "topology dp2 (2 processes)"),
     ],
 )

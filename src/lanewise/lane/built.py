@@ -68,8 +68,6 @@ def _model_extras_not_built(lane: Lane) -> Iterator[str]:
 
 
 def _run_not_built(lane: Lane) -> Iterator[str]:
-    if lane.optimizer.name != "adamw":
-        yield f"optimizer.name = {lane.optimizer.name}"
     processes = world_size(lane.topology)
     if processes > 1 or lane.topology.nodes > 1:
         yield f"topology {topology_name(lane.topology)} ({processes} processes)"
