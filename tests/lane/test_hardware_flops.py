@@ -63,16 +63,12 @@ def test_an_untrained_indexer_changes_nothing() -> None:
     assert conventions(lane, {}).changes == ()
 
 
-def test_dense_warmup_has_a_backward_in_the_indexers_only() -> None:
-    lane = load_lane("nam56r", ["model.attention.sparse.stage=dense_warmup"])
-    found = conventions(lane, {})
-    forward = lane_flops(lane).forward_flops_per_token
-    length = 4096
-    (own,) = (c for c in components(lane) if c.name == "attention_sparse_own_index")
-    indexers = 3 * sum(t.training - t.forward for t in own.terms if t.is_indexer)
-    selected = 256 - 256 * 255 / (2 * length)
-    denser = 9 * 2 * 28 * 192 * ((length + 1) / 2 - selected)
-    assert found.hardware == pytest.approx(forward + indexers + denser)
+def test_dense_warmup_is_in_the_numerator_itself() -> None:
+    found = conventions(load_lane("nam56r", ["model.attention.sparse.stage=dense_warmup"]), {})
+    assert found.changes == ()
+    assert (
+        found.hardware < 0.5 * conventions(load_lane("nam56r"), {}).hardware
+    )  # one forward of three
 
 
 def test_switching_mtp_off_takes_its_block_and_head_away() -> None:

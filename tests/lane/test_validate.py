@@ -140,7 +140,17 @@ def test_bad_values_get_one_line_with_the_rule(overrides: list[str], expected: s
             ["model.attention.sparse.full_ranks=[0, 9]"],
             "names rank 9, but the model has 9 sparse layers",
         ),
-        (["model.attention.sparse.full_ranks=[3]"], "must hold 0: the first sparse layer"),
+        (
+            ["model.attention.sparse.index_head_dim=32"],
+            "index_head_dim = 32 is below qk_rope_head_dim = 64",
+        ),
+        (
+            [
+                "model.attention.sparse.stage=dense_warmup",
+                "model.attention.sparse.indexer_loss_coefficient=0",
+            ],
+            "indexer_loss_coefficient = 0 trains nothing in stage = 'dense_warmup'",
+        ),
         (["model.ngram_embedding.orders=[]"], "hashes nothing"),
         (["model.pattern=EM", "model.attention=none"], "model.mtp: needs [model.attention]"),
     ],

@@ -68,6 +68,21 @@ def micro_lane(**changes: Any) -> Lane:
     return Lane.model_validate(document)
 
 
+SPARSE: dict[str, Any] = {
+    "top_k": 3,
+    "index_num_heads": 3,
+    "index_head_dim": 6,
+    "layer_ranks": (1, 2, 3),
+    "full_ranks": (0, 2),
+    "indexer_loss_coefficient": 0.5,
+}
+
+
+def sparse_lane(*, model__pattern: str = "A", **changes: Any) -> Lane:
+    """Four A layers: dense, full, shared, full; changes are keys of the sparse table."""
+    return micro_lane(model__pattern=model__pattern, model__attention__sparse={**SPARSE, **changes})
+
+
 def resolved_micro(lane: Lane | None = None, **overrides: str) -> ResolvedLane:
     """The micro lane resolved for a one-core CPU; overrides are feature states."""
     return resolve(

@@ -11,7 +11,7 @@ from lanewise.models.assemble import build_block
 from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.shapes import SHAPES
-from tests.models.micro import micro_lane, reference_ops
+from tests.models.micro import micro_lane, reference_ops, sparse_lane
 
 CHANGES: tuple[dict[str, Any], ...] = (
     {},
@@ -61,11 +61,42 @@ def test_a_model_has_the_parameters_of_its_lane(name: str) -> None:
 
 
 def test_problems_name_every_dim_of_their_op() -> None:
-    problems = lane_problems(micro_lane(), "cpu")
-    assert problems.keys() == SHAPES.keys()
-    for op, problem in problems.items():
-        if op != "optimizer_step":  # its backends have no shape rule
-            assert problem.dims.keys() == SHAPES[op]["tiny"].keys(), op
+    lanes = (micro_lane(), sparse_lane(), sparse_lane(stage="dense_warmup"))
+    problems = [lane_problems(lane, "cpu") for lane in lanes]
+    assert {op for posed in problems for op in posed} == SHAPES.keys()
+    for posed in problems:
+        for op, problem in posed.items():
+            if op != "optimizer_step":  # its backends have no shape rule
+                assert problem.dims.keys() == SHAPES[op]["tiny"].keys(), op
+
+
+@pytest.mark.parametrize("stage", ["sparse", "dense_warmup"])
+@pytest.mark.parametrize("full_ranks", [(0,), (1,), ()])
+def test_a_sparse_model_has_the_parameters_of_its_effective_layers(
+    stage: str, full_ranks: tuple[int, ...]
+) -> None:
+    lane = sparse_lane(stage=stage, full_ranks=full_ranks)
+    model = HybridModel(lane, model_switches={}, ops=reference_ops(lane))
+    assert count(model) == lane_flops(lane).params_total
+
+
+def test_a_sparse_lane_poses_what_its_stage_runs() -> None:
+    everywhere = {"layer_ranks": (0, 1, 2, 3)}
+    posed = {
+        name: lane_problems(lane, "cpu").keys()
+        for name, lane in {
+            "some": sparse_lane(),
+            "all": sparse_lane(**everywhere),
+            "untrained": sparse_lane(indexer_loss_coefficient=0.0),
+            "warmup": sparse_lane(stage="dense_warmup", **everywhere),
+        }.items()
+    }
+    always = {"add_norm", "linear_cross_entropy", "optimizer_step"}
+    dense, sparse = {"mla_ingress", "attention_core"}, {"index_topk", "sparse_attention"}
+    assert posed["some"] == always | dense | sparse | {"indexer_loss"}
+    assert posed["all"] == always | sparse | {"indexer_loss"}
+    assert posed["untrained"] == always | dense | sparse
+    assert posed["warmup"] == always | dense | {"indexer_warmup_loss"}
 
 
 def test_a_lane_poses_only_the_problems_of_its_letters() -> None:

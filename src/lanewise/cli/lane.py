@@ -191,8 +191,12 @@ def _resolve(lane: Lane, config: Config | None, machine_class: str | None) -> Re
 def _show_document(
     found: ResolvedLane, flops: LaneFlops, three: Conventions, missing: tuple[str, ...]
 ) -> dict[str, Any]:
+    from lanewise.lane.index_layers import index_layers
+
+    layers = index_layers(found.lane.model)
     return {
         "resolved": found.model_dump(mode="json"),
+        "index_layers": None if layers is None else asdict(layers),
         "flops": {**asdict(flops), "training_flops_per_step": flops.training_flops_per_step},
         "training_flops_per_token": asdict(three),
         "not_built": list(missing),
@@ -215,6 +219,27 @@ def _print_identity(found: ResolvedLane) -> None:
         f"lr {lane.optimizer.learning_rate:g} · {lane.precision.compute} compute, "
         f"{lane.precision.residual} residual"
     )
+    _print_index_layers(lane)
+
+
+def _print_index_layers(lane: Lane) -> None:
+    from lanewise.lane.index_layers import index_layers
+
+    layers = index_layers(lane.model)
+    if layers is None:
+        return
+
+    def ranks(found: tuple[int, ...]) -> str:
+        return ", ".join(map(str, found)) or "none"
+
+    line = (
+        f"index    computed by A ranks {ranks(layers.computed)} · reused by {ranks(layers.reused)}"
+    )
+    if layers.promoted:
+        line += (
+            f" · promoted to computing it, having no earlier one to reuse: {ranks(layers.promoted)}"
+        )
+    typer.echo(line)
 
 
 def _print_conventions(three: Conventions) -> None:

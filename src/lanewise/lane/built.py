@@ -12,7 +12,6 @@ from lanewise.lane.spec import Spec
 from lanewise.lane.topology import topology_name, world_size
 
 BUILT_VALUES: tuple[tuple[str, str, object], ...] = (
-    ("A", "sparse", None),
     ("E", "score_function", "sigmoid"),
     ("E", "num_expert_groups", 1),
     ("E", "real_slot_ratio", 1.0),

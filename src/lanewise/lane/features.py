@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from types import MappingProxyType
 
+from lanewise.lane.index_layers import attends_densely
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import ModelSpec
 
@@ -68,6 +69,7 @@ class Feature:
         tax_budget_ratio: largest acceptable step-time ratio of a tax, e.g. 1.01; None for others.
         equal_mathematics: whether both states promise the same loss up to rounding.
         built: whether this version implements it.
+        needs_dense_attention: whether it changes nothing on a model whose A layers are all sparse.
         needs_values: settings of `[model]` without which nothing runs that this feature switches, by dotted path.
         table: optional table of `[model]` a lane must have for this feature to exist, e.g. `mtp`; None for any lane.
         screened: whether `ablate` takes it up without being asked for it by name.
@@ -88,6 +90,7 @@ class Feature:
     control_name: str = "off"
     table: str | None = None
     needs_values: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    needs_dense_attention: bool = False
     screened: bool = True
 
     @property
@@ -110,6 +113,9 @@ class Feature:
             value = reduce(getattr, path.split("."), model)
             if value != needed:
                 return f"it needs model.{path} = {needed} and the lane has {value}"
+        touched = self.letters & frozenset(layer_letters(model))
+        if self.needs_dense_attention and touched == {"A"} and not attends_densely(model):
+            return "it touches dense attention and every A layer of the lane is sparse"
         return None
 
 
@@ -193,6 +199,7 @@ FEATURES: tuple[Feature, ...] = (
         role=Role.HOT_PATH,
         family="fused_mla_ingress",
         letters=frozenset("A"),
+        needs_dense_attention=True,
         settings=_op_switch(
             "mla_ingress", off={"cpu": ("reshaped.torch",)}, on={"cpu": ("assembled.torch",)}
         ),
@@ -207,6 +214,7 @@ FEATURES: tuple[Feature, ...] = (
         role=Role.SELECTIVE,
         family="fused_mla_projection",
         letters=frozenset("A"),
+        needs_dense_attention=True,
         settings={"off": Setting(), "on": Setting()},
         control_note="the narrow ingress (narrow before broad)",
         default_state="off",
@@ -258,6 +266,7 @@ FEATURES: tuple[Feature, ...] = (
         role=Role.BRIDGE,
         family="backend_dispatch",
         letters=frozenset("AG"),
+        needs_dense_attention=True,
         settings=_op_switch("attention_core", off={"cpu": ("sdpa.torch",)}, on={"cpu": ()}),
         control_note="scaled_dot_product_attention called as it is; on = the dispatcher's measured order",
         default_state="on",

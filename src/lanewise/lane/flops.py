@@ -12,18 +12,20 @@ Forward FLOPs per token, S = sequence length, multiply and add counted as two:
 - MTP: block, projection and logits of every depth. LM head yes; embedding lookups, norms and activations no.
 
 Training FLOPs are 3 × forward. The DSA indexer's projections take detached inputs, so they have no input gradient: 2 ×;
-without its loss (`indexer_loss_coefficient = 0`) the indexer has no backward: 1 ×. Recomputation is never counted.
+without its loss (`indexer_loss_coefficient = 0`) the indexer has no backward: 1 ×. In the dense warm-up attention is dense
+and everything but the indexers is frozen: 1 ×. Recomputation is never counted, nor what a loss takes from attention again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lanewise.errors import LaneError
 from lanewise.lane import params
+from lanewise.lane.index_layers import index_roles, is_dense_warmup
 from lanewise.lane.params import BlockParams
 from lanewise.lane.pattern import TABLE_OF_LETTER, layer_letters
 from lanewise.lane.schema import (
@@ -145,8 +147,9 @@ def lane_flops(lane: Lane) -> LaneFlops:
 
 def components(lane: Lane) -> tuple[Component, ...]:
     """The lane's components from input to output, each counted once with its multiplicity."""
+    warmup = is_dense_warmup(lane.model)
     return tuple(
-        component
+        _frozen(component) if warmup else component
         for component in (
             *_input_components(lane.model),
             *_layer_components(lane),
@@ -183,7 +186,7 @@ def _layer_components(lane: Lane) -> Iterator[Component]:
         if getattr(model, table) is None:
             raise LaneError(f"model.pattern has {letter}, which needs the table [model.{table}]")
     if model.attention:
-        yield from _attention_components(lane, model.attention, counts["A"])
+        yield from _attention_components(lane, model.attention)
     if model.moe:
         moe = params.moe_params(model.moe, model.hidden_size)
         yield Component(name="moe", count=counts["E"], params=moe, terms=(_linear(moe),))
@@ -206,33 +209,32 @@ def _layer_components(lane: Lane) -> Iterator[Component]:
         yield Component(name="mlp", count=counts["D"], params=mlp, terms=(_linear(mlp),))
 
 
-def _attention_components(
-    lane: Lane, attention: AttentionSpec, num_layers: int
-) -> Iterator[Component]:
+def _attention_components(lane: Lane, attention: AttentionSpec) -> Iterator[Component]:
     hidden_size, sequence_length = lane.model.hidden_size, lane.batch.sequence_length
     sparse = attention.sparse
-    num_sparse = len(sparse.layer_ranks) if sparse and num_layers else 0
+    roles = Counter(index_roles(lane.model))
     dense = params.attention_params(attention, hidden_size)
     yield Component(
         name="attention_dense",
-        count=num_layers - num_sparse,
+        count=roles["dense"],
         params=dense,
         terms=(_linear(dense), _attention_core(attention, causal_keys(sequence_length))),
     )
-    if sparse is None or not num_sparse:
+    if sparse is None:
         return
-    num_own_index = len(sparse.full_ranks)
-    core = _attention_core(attention, selected_keys(sequence_length, sparse.top_k))
+    warmup = is_dense_warmup(lane.model)
+    keys = sequence_length if warmup else sparse.top_k
+    core = _attention_core(attention, selected_keys(sequence_length, keys))
     yield Component(
         name="attention_sparse_reused_index",
-        count=num_sparse - num_own_index,
+        count=roles["shared"],
         params=dense,
         terms=(_linear(dense), core),
     )
     with_indexer = params.attention_params(attention, hidden_size, indexer=sparse)
     yield Component(
         name="attention_sparse_own_index",
-        count=num_own_index,
+        count=roles["full"] + roles["promoted"],
         params=with_indexer,
         terms=(_linear(dense), core, *_indexer_terms(with_indexer, sparse, sequence_length)),
     )
@@ -305,6 +307,12 @@ def _recurrent_core(recurrent: RecurrentSpec) -> Term:
     state = recurrent.num_heads * recurrent.key_dim * recurrent.value_dim
     convolution = 2 * recurrent.conv_kernel_size * params.recurrent_conv_channels(recurrent)
     return Term(kind="core", forward=float(state * (2 * recurrent.value_dim + 7) + convolution))
+
+
+def _frozen(component: Component) -> Component:
+    """Without the backward of everything that is not an indexer."""
+    terms = (t if t.is_indexer else replace(t, training_factor=1) for t in component.terms)
+    return replace(component, terms=tuple(terms))
 
 
 def _row(component: Component) -> ComponentFlops:

@@ -5,8 +5,8 @@
   recomputation (`[recompute] full` repeats a sub-layer's forward; `selective` repeats no matrix product); attention in
   the latent space (sparse layers always, dense layers with `form = "absorbed"`): core width 2·C + D_r per head instead of
   D_n + D_r + D_v, C = kv_lora_rank, projections unchanged since q W_uk and P·c W_uv replace k_nope and v entry by entry;
-  the indexer's scores, of which only those of the selected keys are differentiated; the dense warm-up of the indexers,
-  where nothing else has a backward pass; MTP switched off; taxes switched on.
+  the indexer's scores, of which only those of the selected keys are differentiated; MTP switched off; taxes switched on.
+  The dense warm-up of the indexers is in the numerator itself (`lane.flops`).
   Scans count as recurrences and experts without padding whatever backend runs, so that a backend's extra arithmetic
   stays its own affair.
 - **6·N**: 6 × active parameters, the rule of thumb that public numbers often mean.
@@ -27,6 +27,7 @@ from lanewise.lane.flops import (
     lane_flops,
     selected_keys,
 )
+from lanewise.lane.index_layers import is_dense_warmup
 from lanewise.lane.schema import AttentionSpec, Lane
 
 FAMILY_OF_COMPONENT = {
@@ -96,7 +97,6 @@ def conventions(lane: Lane, model_switches: Mapping[str, bool]) -> Conventions:
 
 
 def _changes(lane: Lane, switches: Mapping[str, bool]) -> Iterator[Change]:
-    indexers_alone = _trains_indexers_alone(lane)
     for component in components(lane):
         if component.name.startswith("mtp_") and not switches.get("mtp", True):
             yield Change(
@@ -105,16 +105,13 @@ def _changes(lane: Lane, switches: Mapping[str, bool]) -> Iterator[Change]:
                 flops_per_token=-component.count * _training(component),
             )
             continue
-        if indexers_alone:
-            yield _without_backward(lane, component)
-            continue
         yield from _attention_changes(lane, component)
         yield from _recomputation(lane, component)
 
 
 def _attention_changes(lane: Lane, component: Component) -> Iterator[Change]:
     spec = lane.model.attention
-    if spec is None or not component.name.startswith("attention_"):
+    if spec is None or not component.name.startswith("attention_") or is_dense_warmup(lane.model):
         return
     is_sparse = component.name != "attention_dense"
     if is_sparse or spec.form == "absorbed":
@@ -151,8 +148,8 @@ def _indexer_change(lane: Lane, spec: AttentionSpec) -> float:
 
 def _recomputation(lane: Lane, component: Component) -> Iterator[Change]:
     family = FAMILY_OF_COMPONENT.get(component.name)
-    if family is None or getattr(lane.recompute, family) != "full":
-        return
+    if family is None or getattr(lane.recompute, family) != "full" or is_dense_warmup(lane.model):
+        return  # what is frozen has no backward pass to repeat it in
     forward = sum(term.forward for term in component.terms)
     spec = lane.model.attention
     if spec is not None and _is_absorbed(component, spec):
@@ -168,27 +165,6 @@ def _is_absorbed(component: Component, spec: AttentionSpec) -> bool:
     if component.name == "attention_dense":
         return spec.form == "absorbed"
     return component.name.startswith("attention_sparse")
-
-
-def _trains_indexers_alone(lane: Lane) -> bool:
-    attention = lane.model.attention
-    sparse = attention.sparse if attention else None
-    return sparse is not None and sparse.stage == "dense_warmup"
-
-
-def _without_backward(lane: Lane, component: Component) -> Change:
-    """Everything but the indexer keeps its forward only, and sparse layers attend densely."""
-    kept = sum(term.training if term.is_indexer else term.forward for term in component.terms)
-    sparse = lane.model.attention.sparse if lane.model.attention else None
-    if sparse is not None and component.name.startswith("attention_sparse"):
-        length = lane.batch.sequence_length
-        more_keys = causal_keys(length) / selected_keys(length, sparse.top_k)
-        kept += _attention_core(component).forward * (more_keys - 1)
-    return Change(
-        reason="frozen, forward only",
-        component=component.name,
-        flops_per_token=component.count * (kept - _training(component)),
-    )
 
 
 def _attention_core(component: Component) -> Term:

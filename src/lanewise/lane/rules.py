@@ -81,10 +81,10 @@ def _sparse_faults(sparse: SparseAttentionSpec, *, num_attention: int) -> Iterat
             ("model", "attention", "sparse", "layer_ranks"),
             '= [] makes no layer sparse; set model.attention.sparse = "none" instead',
         )
-    elif 0 not in sparse.full_ranks:
+    if sparse.stage == "dense_warmup" and sparse.indexer_loss_coefficient == 0:
         yield (
-            ("model", "attention", "sparse", "full_ranks"),
-            f"= {list(sparse.full_ranks)} must hold 0: the first sparse layer has no earlier index to reuse",
+            ("model", "attention", "sparse", "indexer_loss_coefficient"),
+            "= 0 trains nothing in stage = 'dense_warmup', which trains the indexers alone; use a positive number",
         )
 
 
@@ -93,6 +93,13 @@ def _attention_faults(attention: AttentionSpec) -> Iterator[Fault]:
         yield (
             ("model", "attention", "qk_rope_head_dim"),
             f"= {attention.qk_rope_head_dim} is odd; rotation turns pairs of coordinates, use an even number",
+        )
+    sparse = attention.sparse
+    if sparse is not None and sparse.index_head_dim < attention.qk_rope_head_dim:
+        yield (
+            ("model", "attention", "sparse", "index_head_dim"),
+            f"= {sparse.index_head_dim} is below qk_rope_head_dim = {attention.qk_rope_head_dim}, the dims of an index "
+            f"head that are rotated; use at least {attention.qk_rope_head_dim}",
         )
 
 

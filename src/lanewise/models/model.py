@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lanewise.lane.index_layers import is_dense_warmup
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import Lane
 from lanewise.models.assemble import build_block
+from lanewise.models.indexer import freeze_all_but_indexers
 from lanewise.models.layers import Block, BlockOutput, BlockState, Context, init_normal
 from lanewise.models.moe import MixtureOfExperts
 from lanewise.models.residual import ResidualStream
@@ -117,6 +119,8 @@ class HybridModel(nn.Module):
         )
         self.head = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size))
         self.run_block: list[RunBlock] = [_run_plainly] * len(self.letters)
+        if is_dense_warmup(spec):
+            freeze_all_but_indexers(self)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw start values in layer order: N(0, init_std²), output projections ÷ sqrt(2 · num_layers).

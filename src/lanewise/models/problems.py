@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lanewise.lane.index_layers import attends_densely
 from lanewise.lane.pattern import layer_letters
-from lanewise.lane.schema import Lane
+from lanewise.lane.schema import AttentionSpec, Lane, SparseAttentionSpec
 from lanewise.models.mamba import num_angles
 from lanewise.ops.spec import Problem
 
@@ -26,7 +27,8 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
     }
     also: dict[str, list[dict[str, int]]] = {}
     attention = model.attention if "A" in letters else None
-    if attention is not None and attention.form == "expanded":
+    is_dense = attends_densely(model)
+    if attention is not None and attention.form == "expanded" and is_dense:
         dims["mla_ingress"] = {
             "B": rows,
             "T": length,
@@ -37,6 +39,10 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
         }
     if cores := _attention_cores(lane, letters):
         dims["attention_core"], *also["attention_core"] = cores
+    if attention is not None and attention.sparse is not None:
+        dims |= _sparse_dims(
+            attention, attention.sparse, {"B": rows, "T": length, "H": attention.num_heads}
+        )
     if "E" in letters and (moe := model.moe) is not None:
         dims["moe_experts"] = {
             **tokens,
@@ -78,7 +84,7 @@ def _attention_cores(lane: Lane, letters: set[str]) -> list[dict[str, int]]:
     """Dims of every different call site of `attention_core`."""
     model = lane.model
     heads: list[dict[str, int]] = []
-    if "A" in letters and (mla := model.attention) is not None:
+    if attends_densely(model) and (mla := model.attention) is not None:
         rope, latent = mla.qk_rope_head_dim, mla.kv_lora_rank
         heads.append(
             {"H": mla.num_heads, "H_kv": 1, "D_qk": latent + rope, "D_v": latent}
@@ -96,3 +102,29 @@ def _attention_cores(lane: Lane, letters: set[str]) -> list[dict[str, int]]:
     batch = lane.batch
     rows = {"B": batch.micro_batch_size, "T": batch.sequence_length}
     return [{**rows, **sizes, "documents": int(lane.data.isolate_documents)} for sizes in heads]
+
+
+def _sparse_dims(
+    attention: AttentionSpec, sparse: SparseAttentionSpec, rows_and_heads: dict[str, int]
+) -> dict[str, dict[str, int]]:
+    """The problems of sparse layers; which of them a layer poses depends on the stage and on whether it is trained."""
+    rows, length = rows_and_heads["B"], rows_and_heads["T"]
+    latent, rope = attention.kv_lora_rank, attention.qk_rope_head_dim
+    index = {
+        "B": rows,
+        "T": length,
+        "H_I": sparse.index_num_heads,
+        "D_I": sparse.index_head_dim,
+    }
+    if sparse.stage == "dense_warmup":
+        return {
+            "indexer_warmup_loss": {**index, "H": attention.num_heads, "D": latent + rope},
+        }
+    selected = {"k": min(sparse.top_k, length)}
+    dims = {
+        "index_topk": {**index, **selected},
+        "sparse_attention": {**rows_and_heads, "C": latent, "D_r": rope, **selected},
+    }
+    if sparse.indexer_loss_coefficient > 0:
+        dims["indexer_loss"] = {**index, **selected}
+    return dims

@@ -12,11 +12,15 @@ from lanewise.errors import BackendError
 from lanewise.ops import (
     add_norm,
     attention_core,
+    index_topk,
+    indexer_loss,
+    indexer_warmup_loss,
     linear_cross_entropy,
     m2rnn_scan,
     mla_ingress,
     moe_experts,
     optimizer_step,
+    sparse_attention,
     ssm_scan,
 )
 from lanewise.ops.dispatch import choose, did_you_mean, load
@@ -108,6 +112,48 @@ class OpSet:
         """Causal softmax attention; see `ops.attention_core`."""
         return attention_core.attention_core(
             self._launch("attention_core"), q, k, v, scale, document_ids
+        )
+
+    def index_topk(
+        self,
+        q_index: Tensor,
+        k_index: Tensor,
+        weights: Tensor,
+        top_k: int,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Keys with the highest index scores; see `ops.index_topk`."""
+        run = self._launch("index_topk")
+        return index_topk.index_topk(run, q_index, k_index, weights, top_k, document_ids)
+
+    def sparse_attention(
+        self, q: Tensor, keys: Tensor, key_ids: Tensor, scale: float, num_value_dims: int
+    ) -> tuple[Tensor, Tensor]:
+        """Attention over selected keys; see `ops.sparse_attention`."""
+        run = self._launch("sparse_attention")
+        return sparse_attention.sparse_attention(run, q, keys, key_ids, scale, num_value_dims)
+
+    def indexer_loss(
+        self, q_index: Tensor, k_index: Tensor, weights: Tensor, key_ids: Tensor, target: Tensor
+    ) -> Tensor:
+        """KL of the indexer on the selected keys; see `ops.indexer_loss`."""
+        run = self._launch("indexer_loss")
+        return indexer_loss.indexer_loss(run, q_index, k_index, weights, key_ids, target)
+
+    def indexer_warmup_loss(
+        self,
+        q_index: Tensor,
+        k_index: Tensor,
+        weights: Tensor,
+        q: Tensor,
+        keys: Tensor,
+        scale: float,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """KL of the indexer against dense attention; see `ops.indexer_warmup_loss`."""
+        run = self._launch("indexer_warmup_loss")
+        return indexer_warmup_loss.indexer_warmup_loss(
+            run, q_index, k_index, weights, q, keys, scale, document_ids
         )
 
     def moe_experts(

@@ -9,11 +9,15 @@ from types import MappingProxyType
 from lanewise.ops import (
     add_norm,
     attention_core,
+    index_topk,
+    indexer_loss,
+    indexer_warmup_loss,
     linear_cross_entropy,
     m2rnn_scan,
     mla_ingress,
     moe_experts,
     optimizer_step,
+    sparse_attention,
     ssm_scan,
 )
 from lanewise.ops.dispatch import installation_rejection
@@ -24,6 +28,10 @@ SPECS: Mapping[str, OpSpec] = MappingProxyType(
         "add_norm": add_norm.SPEC,
         "mla_ingress": mla_ingress.SPEC,
         "attention_core": attention_core.SPEC,
+        "index_topk": index_topk.SPEC,
+        "sparse_attention": sparse_attention.SPEC,
+        "indexer_loss": indexer_loss.SPEC,
+        "indexer_warmup_loss": indexer_warmup_loss.SPEC,
         "moe_experts": moe_experts.SPEC,
         "ssm_scan": ssm_scan.SPEC,
         "m2rnn_scan": m2rnn_scan.SPEC,

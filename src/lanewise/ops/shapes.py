@@ -1,7 +1,8 @@
 """Named shapes of every op, one place for tests, benchmarks and tuning.
 
 `tiny`, `odd` (63 tokens) and `single` (one token) are small enough for any test; `nam56r-tiny` and `nam56r` are what
-those presets ask for per micro-batch; `anchor_*` are the shapes at which public kernels were measured on one H100.
+those presets ask for per micro-batch; `anchor_*` are the shapes at which public kernels were measured on one H100, or the
+sizes of the public model that a block comes from.
 Dims carry the names of each op's legend.
 """
 
@@ -78,6 +79,42 @@ SHAPES: Mapping[str, Mapping[str, Dims]] = MappingProxyType(
                 "D_v": 64,
                 "documents": 0,
             },
+        },
+        "index_topk": {
+            "tiny": {"B": 2, "T": 8, "H_I": 3, "D_I": 5, "k": 3},
+            "odd": {"B": 1, "T": 63, "H_I": 2, "D_I": 6, "k": 9},
+            "single": {"B": 2, "T": 1, "H_I": 2, "D_I": 4, "k": 4},
+            "blocks": {"B": 2, "T": 97, "H_I": 2, "D_I": 4, "k": 40},
+            "nam56r-tiny": {"B": 8, "T": 64, "H_I": 2, "D_I": 16, "k": 16},
+            "nam56r": {"B": 4, "T": 4_096, "H_I": 32, "D_I": 64, "k": 256},
+            "anchor_v32": {"B": 1, "T": 4_096, "H_I": 64, "D_I": 128, "k": 2_048},
+        },
+        "sparse_attention": {
+            "tiny": {"B": 2, "T": 8, "H": 3, "C": 5, "D_r": 4, "k": 3},
+            "odd": {"B": 1, "T": 63, "H": 2, "C": 6, "D_r": 2, "k": 9},
+            "single": {"B": 2, "T": 1, "H": 2, "C": 4, "D_r": 2, "k": 1},
+            "blocks": {"B": 2, "T": 97, "H": 2, "C": 4, "D_r": 2, "k": 40},
+            "nam56r-tiny": {"B": 8, "T": 64, "H": 4, "C": 32, "D_r": 16, "k": 16},
+            "nam56r": {"B": 4, "T": 4_096, "H": 28, "C": 64, "D_r": 64, "k": 256},
+            "anchor_v32": {"B": 1, "T": 4_096, "H": 128, "C": 512, "D_r": 64, "k": 2_048},
+        },
+        "indexer_loss": {
+            "tiny": {"B": 2, "T": 8, "H_I": 3, "D_I": 5, "k": 3},
+            "odd": {"B": 1, "T": 63, "H_I": 2, "D_I": 6, "k": 9},
+            "single": {"B": 2, "T": 1, "H_I": 2, "D_I": 4, "k": 1},
+            "blocks": {"B": 2, "T": 97, "H_I": 2, "D_I": 4, "k": 40},
+            "nam56r-tiny": {"B": 8, "T": 64, "H_I": 2, "D_I": 16, "k": 16},
+            "nam56r": {"B": 4, "T": 4_096, "H_I": 32, "D_I": 64, "k": 256},
+            "anchor_v32": {"B": 1, "T": 4_096, "H_I": 64, "D_I": 128, "k": 2_048},
+        },
+        "indexer_warmup_loss": {
+            "tiny": {"B": 2, "T": 8, "H_I": 3, "D_I": 5, "H": 2, "D": 7},
+            "odd": {"B": 1, "T": 63, "H_I": 2, "D_I": 6, "H": 3, "D": 5},
+            "single": {"B": 2, "T": 1, "H_I": 2, "D_I": 4, "H": 2, "D": 4},
+            "blocks": {"B": 2, "T": 97, "H_I": 2, "D_I": 4, "H": 2, "D": 6},
+            "nam56r-tiny": {"B": 8, "T": 64, "H_I": 2, "D_I": 16, "H": 4, "D": 48},
+            "nam56r": {"B": 4, "T": 4_096, "H_I": 32, "D_I": 64, "H": 28, "D": 128},
+            "anchor_v32": {"B": 1, "T": 4_096, "H_I": 64, "D_I": 128, "H": 128, "D": 576},
         },
         "moe_experts": {
             "tiny": {"S": 32, "d": 12, "E": 4, "k": 2, "F": 10},

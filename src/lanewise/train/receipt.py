@@ -15,6 +15,7 @@ from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.flops import lane_flops
+from lanewise.lane.index_layers import index_layers
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
@@ -47,6 +48,8 @@ from lanewise.train.process import ALLOCATOR_KEY
 from lanewise.train.request import RunRequest
 
 CLOCK = "perf_counter_ns"
+INDEX_LAYERS_KEY = "io.lanewise.index_layers"
+"""Key in `extensions` that says which A ranks computed a sparse index, reused one, or were promoted to computing it."""
 CLOSURE_RATIO = 1e-3
 """Largest part of wall time by which the goodput partition may miss it."""
 
@@ -131,7 +134,16 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             error=facts.aborted,
         ),
         "missing": _without_present(missing, facts),
-        "extensions": {ALLOCATOR_KEY: facts.host_allocator},
+        "extensions": {ALLOCATOR_KEY: facts.host_allocator, **_index_layers(resolved)},
+    }
+
+
+def _index_layers(resolved: ResolvedLane) -> dict[str, Any]:
+    layers = index_layers(resolved.lane.model)
+    if layers is None:
+        return {}
+    return {
+        INDEX_LAYERS_KEY: {key: list(ranks) for key, ranks in dataclasses.asdict(layers).items()}
     }
 
 
