@@ -1,4 +1,4 @@
-"""Forward + backward of `ssm_scan`, `m2rnn_scan` and `moe_experts` on the CPU: fast path against its control.
+"""Forward + backward of `ssm_scan`, `mimo_scan`, `m2rnn_scan` and `moe_experts` on the CPU: fast path against its control.
 
     PYTHONPATH=src python -m benchmarks.ops_cpu_scans --threads 1 2 --json results.json
 
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from lanewise.ops.dispatch import load
 from lanewise.ops.m2rnn_scan import SPEC as M2RNN_SCAN
+from lanewise.ops.mimo_scan import SPEC as MIMO_SCAN
 from lanewise.ops.moe_experts import SPEC as MOE_EXPERTS
 from lanewise.ops.shapes import SHAPES
 from lanewise.ops.spec import OpSpec
@@ -50,6 +51,29 @@ def ssm_arguments(chunk_size: int) -> Arguments:
         torch.ones(heads, state),
         torch.ones(heads),
         torch.randn(batch, length, heads, d["P"]),
+    )
+    return (*(value.requires_grad_() for value in values), chunk_size)
+
+
+def mimo_arguments(chunk_size: int) -> Arguments:
+    d = SHAPES["mimo_scan"][SHAPE]
+    batch, length, heads, groups, state, rank = (d[name] for name in "BTHGNR")
+    dt = F.softplus(torch.randn(batch, length, heads) - 2)
+    values = (
+        torch.randn(batch, length, rank, groups, state),
+        torch.randn(batch, length, rank, groups, state),
+        torch.randn(batch, length, heads, d["P"]),
+        dt,
+        -dt * torch.randn(batch, length, heads).exp(),
+        torch.randn(batch, length, heads),
+        torch.randn(batch, length, d["n"]),
+        torch.ones(heads, rank, state),
+        torch.ones(heads, rank, state),
+        torch.ones(heads),
+        torch.randn(batch, length, heads, d["P"]),
+        torch.ones(heads, rank, d["P"]) / rank,
+        torch.ones(heads, rank, d["P"]),
+        torch.ones(heads, rank, d["P"]) / rank,
     )
     return (*(value.requires_grad_() for value in values), chunk_size)
 
@@ -85,6 +109,8 @@ CASES: tuple[tuple[str, OpSpec, str, str, Callable[[], Arguments]], ...] = (
     ("chunk 16", SSM_SCAN, "chunked.torch", "recurrence.torch", partial(ssm_arguments, 16)),
     ("chunk 32", SSM_SCAN, "chunked.torch", "recurrence.torch", partial(ssm_arguments, 32)),
     ("chunk 64", SSM_SCAN, "chunked.torch", "recurrence.torch", partial(ssm_arguments, 64)),
+    ("chunk 16", MIMO_SCAN, "chunked.torch", "recurrence.torch", partial(mimo_arguments, 16)),
+    ("chunk 32", MIMO_SCAN, "chunked.torch", "recurrence.torch", partial(mimo_arguments, 32)),
     ("", M2RNN_SCAN, "fused.torch", "loop.torch", m2rnn_arguments),
     ("even router", MOE_EXPERTS, "sorted.torch", "padded.torch", partial(moe_arguments, 0.0)),
     ("skewed router", MOE_EXPERTS, "sorted.torch", "padded.torch", partial(moe_arguments, 0.5)),

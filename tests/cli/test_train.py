@@ -71,7 +71,7 @@ def test_checkpoint_and_resume(
         (["--checkpoint-every", "5"], "--checkpoint-dir"),
         (["--set", "optimizer.name=muon"], "optimizer.name = muon"),
         (["--set", "model.moe.topk=2"], "top_k"),
-        (["--set", "features.stp=on"], "stp"),
+        (["--set", "features.fused_mla_projection=on"], "fused_mla_projection"),
         (["--set", "ops.ssm_scan=nonsense"], "nonsense"),
         (["--data", "/nowhere/at/all.txt"], "all.txt"),
         (["--set", "batch.sequence_length=100000"], "sequence_length"),

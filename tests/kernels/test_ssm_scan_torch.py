@@ -6,8 +6,9 @@ from torch.nn import functional as F
 import lanewise.kernels.ssm_scan_torch  # noqa: F401  registers the op
 
 
+@pytest.mark.parametrize("is_full", [False, True], ids=["bare", "gate_and_documents"])
 @pytest.mark.parametrize("chunk_size", [2, 8], ids=["padded_chunks", "one_chunk"])
-def test_the_op_is_registered_right(chunk_size: int) -> None:
+def test_the_op_is_registered_right(chunk_size: int, is_full: bool) -> None:
     rng = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
@@ -26,9 +27,10 @@ def test_the_op_is_registered_right(chunk_size: int) -> None:
         draw(heads, state),
         draw(heads, state),
         draw(heads),
-        draw(batch, length, heads, head_dim),
     )
+    z = draw(batch, length, heads, head_dim).requires_grad_() if is_full else None
+    documents = torch.tensor([[0, 1, 1, 2, 2]] * batch) if is_full else None
     torch.library.opcheck(
         torch.ops.lanewise.ssm_scan_chunked.default,
-        (*(a.detach().requires_grad_() for a in args), chunk_size),
+        (*(a.detach().requires_grad_() for a in args), z, chunk_size, documents),
     )

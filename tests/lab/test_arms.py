@@ -53,6 +53,15 @@ def test_the_control_has_a_name(feature, versus):
     assert builder().build(feature).versus == versus
 
 
+@pytest.mark.parametrize(("rank", "op"), [(1, "ssm_scan"), (4, "mimo_scan")])
+def test_a_feature_of_two_ops_is_judged_by_the_one_that_the_lane_runs(rank, op):
+    lane = load_lane("nam56r-tiny", [f"model.mamba.mimo_rank={rank}"])
+    build = builder(model=lane.model)
+    arms = build.build("fused_mamba")
+    assert (arms.ops, arms.versus) == ((op,), "recurrence.torch")
+    assert {"ssm_scan", "mimo_scan"} & set(build.build("full_stack").ops) == {op}
+
+
 def test_a_feature_without_blocks_in_the_lane_is_refused_with_what_it_touches():
     lane = load_lane("nam56r-tiny")
     model = lane.model.model_copy(update={"pattern": "AE", "mamba": None, "recurrent": None})

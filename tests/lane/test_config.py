@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,11 @@ def test_an_experimental_tax_switches_the_model(tmp_path: Path) -> None:
     assert found.model_switches == {"extra_aux_losses": True}
 
 
-def test_a_tax_that_is_not_built_is_refused_when_asked_for(tmp_path: Path) -> None:
+def test_a_tax_that_is_not_built_is_refused_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbuilt = dataclasses.replace(BY_KEY["stp"], built=False)
+    monkeypatch.setattr("lanewise.lane.resolve.FEATURES", (unbuilt,))
     with pytest.raises(NotBuiltError, match="stp"):
         states(load(tmp_path, "[experimental_taxes]\nstp = true\n"))
 
@@ -239,6 +244,11 @@ def test_a_feature_may_hold_several_ledger_entries(tmp_path: Path) -> None:
             '[experimental_taxes.stp]\nstate = "on"\n',
             "config.toml:2: experimental_taxes.stp.state = 'on': a recorded tax stays off by default; "
             "to ask for it, write `stp = true` under experimental_taxes",
+        ),
+        (
+            '[experimental_taxes.mtp]\nstate = "off"\n',
+            "config.toml:2: experimental_taxes.mtp.state = 'off': a recorded tax stays on by default; "
+            "to ask for it, write `mtp = false` under experimental_taxes",
         ),
         (
             '[experimental_taxes.stp]\nstate = "off"\nbudget = 1\n',

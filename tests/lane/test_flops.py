@@ -130,6 +130,17 @@ def test_the_tiny_lane_counted_by_hand() -> None:
     assert parts["recurrent"].training("core") == 3 * (4 * 16 * 16 * 39 + 2 * 4 * 96)
 
 
+def test_mamba_2_counted_by_hand() -> None:
+    mamba = by_name(load_lane("nam56r-tiny", ["model.mamba.version=mamba2"]))["mamba"]
+    # in_proj to z, x, B, C, dt; convolution with bias over x, B, C; A_log, dt_bias, D; norm, out_proj, pre-norm.
+    matmul = 128 * (256 + 256 + 32 + 32 + 4) + 256 * 128
+    assert mamba.params.matmul == matmul
+    assert mamba.params.total == matmul + (256 + 64) * 5 + 3 * 4 + 256 + 128
+    assert mamba.training("linear") == 3 * 2 * matmul
+    # Core: 5 per state element (decay, rank-1 update, readout) and 4 taps over 320 channels.
+    assert mamba.training("core") == 3 * (5 * 256 * 32 + 2 * 4 * 320)
+
+
 def test_gated_experts_have_three_matrices() -> None:
     plain = by_name(load_lane("nam56r-tiny"))["moe"]
     gated = by_name(load_lane("nam56r-tiny", ["model.moe.activation=swiglu"]))["moe"]

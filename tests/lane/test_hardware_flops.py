@@ -79,6 +79,26 @@ def test_switching_mtp_off_takes_its_block_and_head_away() -> None:
     assert on.lane_numerator == off.lane_numerator
 
 
+def test_an_absorbed_mtp_block_executes_a_wider_core() -> None:
+    lane = load_lane("nam56r", ["model.attention.sparse=none", "model.attention.form=absorbed"])
+    changes = {change.component: change for change in conventions(lane, {}).changes}
+    per_layer = 3 * 2 * 28 * (4096 + 1) / 2 * ((2 * 64 + 64) - (64 + 64 + 64))
+    assert per_layer == 0  # these sizes make both forms as wide
+    wide = load_lane(
+        "nam56r",
+        [
+            "model.attention.sparse=none",
+            "model.attention.form=absorbed",
+            "model.attention.v_head_dim=32",
+        ],
+    )
+    assert changes == {}
+    found = {change.component: change.flops_per_token for change in conventions(wide, {}).changes}
+    per_layer = 3 * 2 * 28 * (4096 + 1) / 2 * 32
+    assert found["mtp_block"] == pytest.approx(per_layer)
+    assert found["attention_dense"] == pytest.approx(13 * per_layer)
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_family_that_can_be_recomputed_has_its_component(name: str) -> None:
     assert set(FAMILY_OF_COMPONENT.values()) == set(RecomputeSpec.model_fields)

@@ -89,9 +89,18 @@ def test_states_become_op_preferences_and_switches() -> None:
     assert found.op_preferences["ssm_scan"] == ("recurrence.torch",)
     assert found.op_preferences["moe_experts"] == ("sorted.torch",)
     assert found.op_preferences["attention_core"] == ()
-    assert set(found.op_preferences) == set(OP_NAMES)
+    assert set(found.op_preferences) == set(OP_NAMES) - {"ssd_scan", "mimo_scan"}
     assert found.runtime_switches == {"regional_compile": True}
     assert found.model_switches == {}
+
+
+def test_a_feature_of_two_ops_sets_the_one_that_the_lane_runs() -> None:
+    found = resolved("model.mamba.version=mamba2", "features.fused_mamba=off")
+    assert found.op_preferences["ssd_scan"] == ("recurrence.torch",)
+    assert "ssm_scan" not in found.op_preferences
+    found = resolved("model.mamba.mimo_rank=2", "features.fused_mamba=off")
+    assert found.op_preferences["mimo_scan"] == ("recurrence.torch",)
+    assert "ssm_scan" not in found.op_preferences
 
 
 def test_an_op_named_by_hand_wins_as_a_single_name() -> None:
@@ -129,7 +138,7 @@ def test_unknown_features_and_states_get_suggestions() -> None:
         resolved(overrides={"fused_moe": "onn"})
 
 
-@pytest.mark.parametrize("key", ["stp", "fused_mla_projection"])
+@pytest.mark.parametrize("key", ["fused_mla_projection"])
 def test_a_feature_that_is_not_built_may_be_off_and_not_on(key: str) -> None:
     assert decided(resolved(f"features.{key}=off"), key) == ("off", "explicit")
     with pytest.raises(NotBuiltError, match=f"feature {key} = 'on'"):

@@ -84,7 +84,12 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             ["model.mamba.mimo_rank=8"],
             "chunk_size = 16 × mimo_rank = 8 exceeds 64 rows; use at most 8",
         ),
+        (
+            ["model.mamba.version=mamba2", "model.mamba.mimo_rank=2"],
+            "mimo_rank = 2 is of Mamba-3 only; use 1 beside version = 'mamba2'",
+        ),
         (["model.mamba.rope_fraction=0.35"], "rotates 11 of state_size = 32 coordinates, an odd"),
+        (["model.mamba.state_size=33"], "state_size = 33 is odd"),
         (["model.mamba.dt_min=1.0"], "dt_min = 1.0 exceeds dt_max = 0.1"),
         (["model.mamba.dt_floor=1.0"], "dt_floor = 1.0 exceeds dt_max = 0.1"),
         (["model.attention.qk_rope_head_dim=15"], "qk_rope_head_dim = 15 is odd"),
@@ -118,6 +123,26 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             "features.fused_moe = true is wrong: it must be a valid string",
         ),
         (["ops.ssm_scam=x.y"], "ops.ssm_scam: unknown op. Did you mean 'ssm_scan'?"),
+        (
+            ["features.engram=on", "model.engram.bottleneck_ratio=3"],
+            "features.engram = 'on' cannot be: model.engram.bottleneck_ratio = 3 does not divide hidden_size = 128",
+        ),
+        (
+            ["features.engram=on", "model.engram.orders=[2, 2]"],
+            "model.engram.orders = [2, 2] must name at least one order, and none twice",
+        ),
+        (
+            ["features.depth_routing=on", "model.depth_routing.num_first_layers_kept=11"],
+            "num_first_layers_kept = 11 leaves no E or D layer of the 12 layers",
+        ),
+        (
+            ["features.depth_routing=on", "model.depth_routing.capacity_factor=0.0"],
+            "capacity_factor = 0.0 lets no token through",
+        ),
+        (
+            ["features.metadata_embeddings=on", "model.metadata_embeddings.num_buckets=12"],
+            "num_buckets = 12 is less than the 13 character classes",
+        ),
         (["topology.machine=h200"], "topology.machine = 'h200' is a nickname"),
         (["topology.ep=3"], "topology.ep = 3 does not divide"),
     ],
@@ -152,12 +177,35 @@ def test_bad_values_get_one_line_with_the_rule(overrides: list[str], expected: s
             "indexer_loss_coefficient = 0 trains nothing in stage = 'dense_warmup'",
         ),
         (["model.ngram_embedding.orders=[]"], "hashes nothing"),
-        (["model.pattern=EM", "model.attention=none"], "model.mtp: needs [model.attention]"),
+        (["model.ngram_embedding.orders=[2, 2]"], "orders = [2, 2] names an order twice"),
+        (
+            ["model.ngram_embedding.num_rows=50"],
+            "num_rows = 50 is too small: 2 orders × 8 heads need 16 distinct primes",
+        ),
+        (
+            ["model.pattern=EM", "model.attention=none"],
+            "model.mtp: needs [model.attention] or [model.grouped_query]",
+        ),
+        (
+            ["model.mtp.depth=4096"],
+            "model.mtp.depth = 4096 looks past every row of batch.sequence_length = 4096; use at most 4095",
+        ),
+        (
+            ["model.stp.start_step=5", "model.stp.end_step=5"],
+            "model.stp.end_step = 5 must be above start_step = 5",
+        ),
+        (["model.stp.layers=[3, 52]"], "[3, 52] must rise without repeats among layers 0 to 51"),
+        (["model.stp.layers=[3, 3]"], "[3, 3] must rise without repeats"),
     ],
 )
 def test_bad_sparse_and_mtp_settings(overrides: list[str], expected: str) -> None:
     lines = problems_of("nam56r", *overrides)
     assert any(expected in line for line in lines), lines
+
+
+def test_sizes_that_a_tax_does_not_allow_matter_only_where_it_is_on() -> None:
+    load_lane("nam56r-tiny", ["model.engram.bottleneck_ratio=3", "features.engram=off"])
+    load_lane("nam56r-tiny", ["model.depth_routing.num_first_layers_kept=12"])
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -187,3 +235,8 @@ def test_letters_without_their_table_are_refused(letter: str, table: str) -> Non
 def test_bad_dense_settings(override: str, expected: str) -> None:
     lines = problems_of("dense-tiny", override)
     assert any(expected in line for line in lines), lines
+
+
+def test_what_only_mamba_3_has_is_no_fault_of_mamba_2() -> None:
+    overrides = ["model.mamba.version=mamba2", "model.mamba.rope_fraction=0.35"]
+    assert list(faults(load_lane("nam56r-tiny", overrides))) == []

@@ -94,9 +94,9 @@ def resolved_micro(lane: Lane | None = None, **overrides: str) -> ResolvedLane:
     )
 
 
-def reference_ops(lane: Lane) -> OpSet:
+def reference_ops(lane: Lane, switches: Mapping[str, bool] | None = None) -> OpSet:
     """Every op as its oracle."""
-    problems = lane_problems(lane, "cpu")
+    problems = lane_problems(lane, "cpu", switches or {})
     preferences = {op: (SPECS[op].reference,) for op in problems}
     return OpSet.resolve(preferences, problems, capabilities("cpu"))
 
@@ -110,7 +110,9 @@ def micro_model(
 ) -> HybridModel:
     """A model with oracle ops and drawn weights, fp32, in training mode."""
     lane = lane or micro_lane()
-    model = HybridModel(lane, model_switches=switches or {}, ops=ops or reference_ops(lane))
+    model = HybridModel(
+        lane, model_switches=switches or {}, ops=ops or reference_ops(lane, switches)
+    )
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model
 

@@ -17,6 +17,9 @@ DOCUMENTS = torch.tensor([[0, 1, 1, 1, 2, 3, 3, 3, 3, 4]])
 def mla_block(form: str, **changes: object) -> Attention:
     block = block_of("A", model__attention__form=form, **changes)
     assert isinstance(block, Attention)
+    with torch.no_grad():  # all ones would hide a weight that is not applied
+        block.mla.q_norm.weight.copy_(torch.linspace(0.5, 1.5, block.spec.q_lora_rank))
+        block.mla.kv_norm.weight.copy_(torch.linspace(1.2, 0.2, block.spec.kv_lora_rank))
     return block
 
 

@@ -5,6 +5,7 @@ import torch
 
 from lanewise.models.layers import Context
 from tests.models.micro import block_of, inputs
+from tests.ops import conformance
 
 LETTERS = "AEMRGD"
 
@@ -142,3 +143,24 @@ def test_nothing_crosses_a_document_boundary(letter: str, changes: dict[str, obj
         same = DOCUMENTS[:, changed, None] == DOCUMENTS
         assert not (moved & ~same).any(), changed
         assert moved[:, changed].all()
+
+
+@pytest.mark.parametrize(
+    ("letter", "changes"),
+    [("A", {"model__attention__form": "absorbed"}), ("G", {})],
+)
+def test_trains_as_one_compiled_graph(letter: str, changes: dict[str, object]) -> None:
+    block = block_of(letter, **changes)
+    context = Context(document_ids=DOCUMENTS)
+    torch.compiler.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=False)
+    results = []
+    for function in (block, compiled):
+        x = inputs(10, batch=2).requires_grad_()
+        with conformance.compiler_warnings_ignored():
+            delta = function(x, context).delta
+            delta.square().sum().backward()
+        results.append((delta.detach(), x.grad))
+    (eager, eager_grad), (found, found_grad) = results
+    torch.testing.assert_close(found, eager, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found_grad, eager_grad, rtol=1e-11, atol=1e-11)

@@ -17,12 +17,9 @@ def grouped_block(**changes: object) -> GroupedQueryAttention:
     block = block_of("G", **{f"model__grouped_query__{key}": v for key, v in changes.items()})
     assert isinstance(block, GroupedQueryAttention)
     if block.q_norm is not None and block.k_norm is not None:
-        for norm in (
-            block.q_norm,
-            block.k_norm,
-        ):  # all ones would hide a weight that is not applied
-            with torch.no_grad():
-                norm.weight.copy_(torch.linspace(0.5, 1.5, block.spec.head_dim))
+        with torch.no_grad():  # all ones would hide a weight that is not applied
+            block.q_norm.weight.copy_(torch.linspace(0.5, 1.5, block.spec.head_dim))
+            block.k_norm.weight.copy_(torch.linspace(1.2, 0.2, block.spec.head_dim))
     return block
 
 

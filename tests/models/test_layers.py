@@ -4,8 +4,7 @@ from torch.nn import functional as F
 
 from lanewise.models.layers import init_dt_bias, is_decayed, must_stay_fp32
 from lanewise.models.mamba import decay_rate
-from lanewise.models.recurrent import causal_depthwise_conv
-from tests.models.micro import micro_model
+from tests.models.micro import micro_lane, micro_model
 
 
 def test_dt_bias_starts_log_uniform_between_its_bounds() -> None:
@@ -51,22 +50,9 @@ def test_softplus_decay_is_minus_softplus() -> None:
     )
 
 
-def test_depthwise_conv_is_its_definition() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
-    weight = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-    bias = torch.randn(3, generator=generator, dtype=torch.float64)
-    expected = bias.expand_as(x).clone()
-    for t in range(7):
-        for tap in range(4):
-            if t - 3 + tap >= 0:
-                expected[:, t] += weight[:, tap] * x[:, t - 3 + tap]
-    torch.testing.assert_close(causal_depthwise_conv(x, weight, bias), expected)
-
-
 def test_vectors_are_neither_decayed_nor_cast_and_matrices_are_decayed() -> None:
-    model = micro_model()
-    vectors = ("norm", "bias", "skip", "a_log")
+    model = micro_model(micro_lane(model__mamba__mimo_rank=2, model__mamba__output_norm=True))
+    vectors = ("norm", "bias", "skip", "a_log", "psi")
     for name, parameter in model.named_parameters():
         is_vector = any(word in name for word in vectors)
         assert is_decayed(parameter) != is_vector, name

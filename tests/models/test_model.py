@@ -32,6 +32,21 @@ def test_a_token_changes_nothing_before_it() -> None:
     assert not torch.allclose(after[:, 6:], before[:, 6:])
 
 
+@pytest.mark.parametrize("pattern", ["GD", "AD", "AGD"])
+@pytest.mark.parametrize("pieces", [[10], [1] * 10, [6, 1, 3]], ids=str)
+def test_a_dense_model_decodes_as_it_trains(pattern: str, pieces: list[int]) -> None:
+    lane = micro_lane(model__pattern=pattern)
+    model = micro_model(lane).double().eval()
+    tokens, _ = random_batch(lane)
+    state, hidden = None, []
+    with torch.no_grad():
+        for piece in tokens.split(pieces, dim=1):
+            newest, state = model.extend(piece, state)
+            hidden.append(newest)
+        expected = model.trunk(tokens).hidden
+    torch.testing.assert_close(torch.cat(hidden, dim=1), expected, rtol=1e-10, atol=1e-11)
+
+
 def test_start_loss_is_about_uniform() -> None:
     lane = micro_lane()
     loss = micro_model(lane)(*random_batch(lane)).cross_entropy

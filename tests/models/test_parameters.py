@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lanewise.lane import params
+from lanewise.lane.features import BY_KEY
 from lanewise.lane.flops import lane_flops
 from lanewise.lane.load import load_lane
 from lanewise.models.assemble import build_block
@@ -18,9 +19,13 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"model__moe__activation": "swiglu", "model__moe__shared_expert_hidden_size": 0},
     {"model__moe__activation": "relu2", "model__mamba__rope_fraction": 1.0},
     {"model__mamba__rope_fraction": 0.0, "model__recurrent__conv_kernel_size": 2},
+    {"model__mamba__mimo_rank": 3, "model__mamba__output_norm": True},
+    {"model__mamba__output_norm": True},
     {"model__attention__form": "absorbed", "model__grouped_query__qk_norm": True},
     {"model__mlp__activation": "gelu"},
     {"model__mlp__activation": "relu2", "model__grouped_query__num_kv_heads": 1},
+    {"model__mamba__version": "mamba2"},
+    {"model__mamba__version": "mamba2", "model__mamba__conv_kernel_size": 3},
 )
 
 
@@ -61,7 +66,13 @@ def test_a_model_has_the_parameters_of_its_lane(name: str) -> None:
 
 
 def test_problems_name_every_dim_of_their_op() -> None:
-    lanes = (micro_lane(), sparse_lane(), sparse_lane(stage="dense_warmup"))
+    lanes = (
+        micro_lane(),
+        micro_lane(model__mamba__version="mamba2"),
+        micro_lane(model__mamba__mimo_rank=2),
+        sparse_lane(),
+        sparse_lane(stage="dense_warmup"),
+    )
     problems = [lane_problems(lane, "cpu") for lane in lanes]
     assert {op for posed in problems for op in posed} == SHAPES.keys()
     for posed in problems:
@@ -104,6 +115,14 @@ def test_a_lane_poses_only_the_problems_of_its_letters() -> None:
     assert lane_problems(micro_lane(model__pattern="E"), "cpu").keys() == always | {"moe_experts"}
 
 
+@pytest.mark.parametrize(("rank", "op"), [(1, "ssm_scan"), (2, "mimo_scan")])
+def test_a_mamba_block_poses_the_problem_of_the_scan_that_it_runs(rank: int, op: str) -> None:
+    lane = micro_lane(model__pattern="M", model__mamba__mimo_rank=rank)
+    (found,) = {"ssm_scan", "mimo_scan"} & lane_problems(lane, "cpu").keys()
+    assert found == op
+    assert BY_KEY["fused_mamba"].ops_for(lane.model) == (op,)
+
+
 def test_every_call_site_of_an_op_is_posed() -> None:
     lane = micro_lane(model__pattern="AG", data__isolate_documents=True)
     problem = lane_problems(lane, "cpu")["attention_core"]
@@ -120,7 +139,17 @@ def test_the_absorbed_form_attends_to_one_head_of_latents_and_needs_no_ingress()
     assert (core.dims["D_qk"], core.dims["D_v"], core.dims["documents"]) == (9, 5, 0)
 
 
+@pytest.mark.parametrize(("version", "op"), [("mamba3", "ssm_scan"), ("mamba2", "ssd_scan")])
+def test_a_mamba_block_poses_the_problem_of_the_version_it_runs(version: str, op: str) -> None:
+    lane = micro_lane(model__pattern="M", model__mamba__version=version)
+    (found,) = {"ssm_scan", "ssd_scan"} & lane_problems(lane, "cpu").keys()
+    assert found == op
+    assert BY_KEY["fused_mamba"].ops_for(lane.model) == (op,)
+
+
 def test_problems_of_the_tiny_lane_are_its_named_shapes() -> None:
     problems = lane_problems(load_lane("nam56r-tiny"), "cpu")
-    for op in ("moe_experts", "ssm_scan", "attention_core"):
+    problems |= lane_problems(load_lane("nam56r-tiny", ["model.mamba.version=mamba2"]), "cpu")
+    problems |= lane_problems(load_lane("nam56r-tiny", ["model.mamba.mimo_rank=2"]), "cpu")
+    for op in ("moe_experts", "ssm_scan", "ssd_scan", "mimo_scan", "attention_core"):
         assert dict(problems[op].dims) == dict(SHAPES[op]["nam56r-tiny"]), op

@@ -157,6 +157,7 @@ def test_the_reference_is_torchs_attention_with_grouped_heads(
         ({"T": 4_096, "D_qk": 128, "D_v": 64}, "padded.torch"),
         ({"T": 4_096, "D_qk": 64, "D_v": 64}, "sdpa.torch"),
         ({"T": 64, "D_qk": 32, "D_v": 32}, "sdpa.torch"),
+        ({"T": 512, "D_qk": 64, "D_v": 64}, "blocked.torch"),
     ],
 )
 def test_the_default_order_follows_the_shape(dims: dict[str, int], chosen: str) -> None:

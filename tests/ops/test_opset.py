@@ -27,6 +27,8 @@ OPS = (
     "indexer_warmup_loss",
     "moe_experts",
     "ssm_scan",
+    "mimo_scan",
+    "ssd_scan",
     "m2rnn_scan",
     "linear_cross_entropy",
     "optimizer_step",

@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch.nn import functional as F
 from lanewise.ops.shapes import SHAPES
 from lanewise.ops.ssm_scan import SPEC, reference, ssm_scan
 from tests.ops import conformance
+from tests.ops.mamba3_parallel import parallel_form
 
 FAST = [b.name for b in SPEC.backends if b.name != "reference"]
+BACKENDS = [b.name for b in SPEC.backends]
 NAMES = ("q", "k", "v", "dt", "a_dt", "trap", "angles", "q_bias", "k_bias", "skip", "z")
 
 
@@ -42,6 +45,22 @@ def arguments(
         draw(batch, length, heads, dims["P"]),
     )
     return (*(value.requires_grad_() for value in values), chunk_size)
+
+
+def with_documents(args: conformance.Arguments, *begins: int) -> conformance.Arguments:
+    """The arguments with documents that begin at these steps of the first row; other rows are one document."""
+    batch, length = args[2].shape[:2]
+    ids = torch.zeros(batch, length, dtype=torch.int64)
+    ids[0, list(begins)] = 1
+    return (*args, ids.cumsum(1))
+
+
+DOCUMENTS = {
+    "ones": (1, 2, 3, 5, 6),  # documents of length 1, inside a chunk and over its end
+    "at_chunks": (4, 8),
+    "inside_chunks": (7, 10, 13),
+    "long": (13,),
+}
 
 
 def bound(backend: str):
@@ -135,7 +154,7 @@ def test_compiles_whole(backend: str) -> None:
     conformance.assert_compiles(bound(backend), args)
 
 
-@pytest.mark.parametrize("backend", [b.name for b in SPEC.backends])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_output_sees_the_future(backend: str) -> None:
     args = [a.detach() if isinstance(a, Tensor) else a for a in arguments("tiny")]
     y = bound(backend)(*args)
@@ -147,6 +166,90 @@ def test_no_output_sees_the_future(backend: str) -> None:
     z = bound(backend)(*changed)
     torch.testing.assert_close(z[:, :9], y[:, :9], rtol=0, atol=1e-12)
     assert (z[:, 9:] - y[:, 9:]).abs().amax(dim=(0, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.parametrize("shape", ["tiny", "odd"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_the_parallel_form(backend: str, shape: str) -> None:
+    args = [a.detach() if isinstance(a, Tensor) else a for a in arguments(shape)]
+    if shape == "tiny":
+        args = list(with_documents(tuple(args), 1, 2, 9))
+    q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, _, *documents = args
+    per_group = v.shape[2] // q.shape[2]
+    q_BT1HN, k_BT1HN = (
+        (x.repeat_interleave(per_group, dim=2) + bias).unsqueeze(2)
+        for x, bias in ((q, q_bias), (k, k_bias))
+    )
+    pairs = torch.arange(2 * angles.shape[-1]).view(-1, 2)
+    expected = parallel_form(
+        q_BT1HN, k_BT1HN, v.unsqueeze(2), dt, a_dt, trap, angles, skip,
+        pairs=pairs, document_ids=documents[0] if documents else None,
+    ).squeeze(2) * F.silu(z)  # fmt: skip
+    torch.testing.assert_close(bound(backend)(*args), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("begins", DOCUMENTS.values(), ids=DOCUMENTS)
+@pytest.mark.parametrize("backend", FAST)
+def test_documents_conform_to_the_reference(
+    backend: str, begins: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    args = with_documents(arguments("tiny"), *begins)
+    with conformance.poisoned_memory():
+        conformance.assert_conforms(bound(backend), reference, args, dtype)
+
+
+@pytest.mark.parametrize("begins", DOCUMENTS.values(), ids=DOCUMENTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_document_is_as_if_it_were_alone(backend: str, begins: tuple[int, ...]) -> None:
+    args = [a.detach() if isinstance(a, Tensor) else a for a in arguments("tiny")]
+    together = bound(backend)(*with_documents(tuple(args), *begins))[:1]
+    edges = [0, *begins, args[2].shape[1]]
+    alone = [
+        bound(backend)(*[a[:1, i:j] if isinstance(a, Tensor) and a.dim() > 2 else a for a in args])
+        for i, j in pairwise(edges)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_crosses_a_boundary_not_even_rounding(backend: str) -> None:
+    args = with_documents(arguments("tiny", T=14), 6)
+    y = bound(backend)(*args)
+    per_step = [a for a in args[:11] if a.dim() > 2]
+    for gradient in torch.autograd.grad(y[0, 6:].sum(), per_step, retain_graph=True):
+        assert not gradient[0, :6].any()
+    for gradient in torch.autograd.grad(y[0, :6].sum(), per_step):
+        assert not gradient[0, 6:].any()
+    # Sums as large as fp32 allows stand before the boundary; nothing of them is seen behind it.
+    loud = [a.detach() if isinstance(a, Tensor) else a for a in args]
+    for i in (2, 3, 4, 6):
+        loud[i] = loud[i].clone()
+        loud[i][0, :6] *= 1e6
+    assert torch.equal(bound(backend)(*loud)[0, 6:], y[0, 6:])
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_gradients_of_documents_match_finite_differences(backend: str) -> None:
+    args = with_documents(arguments("single", 2, T=5, B=1), 1, 3)
+    conformance.assert_gradcheck(bound(backend), args)
+
+
+@pytest.mark.parametrize("dtype", list(conformance.DTYPES))
+@pytest.mark.parametrize("backend", FAST)
+def test_without_a_gate(backend: str, dtype: str) -> None:
+    args = list(arguments("tiny"))
+    args[10] = None
+    conformance.assert_conforms(bound(backend), reference, tuple(args), conformance.DTYPES[dtype])
+
+
+def test_2048_steps_in_fp32_stay_within_1e_5_of_the_fp64_recurrence() -> None:
+    args = arguments("tiny", 64, B=1, T=2048, log_decay=-1e-3)
+    with torch.no_grad():
+        truth = bound("recurrence.torch")(*args)
+        found = bound("chunked.torch")(*conformance.cast(args, torch.float32))
+    # θ is a sum of 2,048 turns, so its rounding grows with the row; a state that keeps 1,000 steps hides nothing.
+    assert (found.double() - truth).abs().max() <= 1e-5 * truth.abs().max()
 
 
 def test_two_steps_by_hand() -> None:
@@ -181,3 +284,5 @@ def test_what_does_not_fit_is_named() -> None:
         run(**{**args, "angles": torch.zeros(2, 16, 5)})
     with pytest.raises(ValueError, match="chunk_size is 0"):
         run(**{**args, "chunk_size": 0})
+    with pytest.raises(ValueError, match=r"document_ids is \[2, 5\] and must be \[2, 16\]"):
+        run(**args, document_ids=torch.zeros(2, 5, dtype=torch.int64))

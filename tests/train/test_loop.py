@@ -109,9 +109,10 @@ class RecordingModel(HybridModel):
         targets: torch.Tensor,
         *,
         document_ids: torch.Tensor | None = None,
+        step: int = 0,
     ) -> Loss:
         self.seen.append(document_ids)
-        return super().forward(tokens, targets)
+        return super().forward(tokens, targets, step=step)
 
 
 def recording_model() -> RecordingModel:

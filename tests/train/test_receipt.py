@@ -115,6 +115,28 @@ def test_effective_state_follows_the_backend_that_was_chosen(
     assert (feature.requested, feature.effective) == ("on", effective)
 
 
+@pytest.mark.parametrize(
+    ("ran", "effective"),
+    [
+        ({"mimo_scan": "chunked.torch"}, "on"),
+        ({"mimo_scan": "recurrence.torch"}, "off"),
+        ({}, "other"),
+    ],
+)
+def test_effective_state_looks_at_the_ops_that_ran(
+    facts: RunFacts, ran: dict[str, str], effective: str
+) -> None:
+    """A MIMO lane runs one of the two ops that fused_mamba sets; a lane that runs neither shows no state of it."""
+    choices = {op: choice for op, choice in facts.choices.items() if op != "ssm_scan"}
+    observations = dict(facts.observations)
+    for op, chosen in ran.items():
+        choices[op] = Choice(op=op, requested=(chosen,), chosen=chosen, rejected=(), fallback=False)
+        observations[op] = Observation(op=op, backends=(chosen,), launches=3, proof="counter")
+    found = dataclasses.replace(facts, choices=choices, observations=observations)
+    (feature,) = (f for f in receipt_module.assemble(found)["features"] if f.key == "fused_mamba")
+    assert feature.effective == effective
+
+
 def goodput(*, other: float, wall: float = 1.0) -> Goodput:
     return Goodput(
         wall_duration_seconds=wall,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lanewise.errors import DataError, NotBuiltError, UsageError
+from lanewise.lane.load import load_lane
 from lanewise.receipts.schema import RunReceipt, StepSeries
 from lanewise.receipts.store import Store
 from lanewise.receipts.validate import receipt_file_faults
@@ -47,6 +48,22 @@ def faults(folder: Path) -> list[str]:
     return receipt_file_faults(f"{store.root}/{file.name}")
 
 
+def test_the_tiny_lane_trains_with_mamba_2(tmp_path: Path) -> None:
+    sizes = ["batch.micro_batch_size=1", "batch.sequence_length=40"]  # two chunks and a half
+    overrides = ["model.mamba.version=mamba2", *sizes]
+    train(tmp_path, lane=load_lane("nam56r-tiny", overrides), steps=10)
+    receipt = stored(tmp_path)
+    assert receipt.outcome.status == "success"
+    assert receipt.numerics.losses_finite
+    losses = series(tmp_path).loss
+    assert losses[-1] < losses[0]
+    (feature,) = [f for f in receipt.features if f.key == "fused_mamba"]
+    assert feature.effective == feature.requested == "on"
+    observed = {record.op: record.observed for record in receipt.backends}
+    assert observed["ssd_scan"] == ("chunked.torch",)
+    assert "ssm_scan" not in observed
+
+
 def test_a_run_writes_one_complete_receipt(tmp_path: Path) -> None:
     result = train(tmp_path)
     receipt = stored(tmp_path)
@@ -80,6 +97,29 @@ def test_every_op_is_observed_as_asked(tmp_path: Path) -> None:
     features = {f.key: (f.requested, f.effective) for f in stored(tmp_path).features}
     assert features["fused_moe"] == ("off", "off")
     assert features["fused_mamba"] == ("on", "on")
+
+
+@pytest.mark.parametrize("state", ["on", "off"])
+def test_a_mimo_run_observes_the_scan_it_runs(tmp_path: Path, state: str) -> None:
+    lane = micro_lane(model__mamba__mimo_rank=2, model__mamba__output_norm=True)
+    train(tmp_path, lane=lane, features={"fused_mamba": state}, steps=3)
+    receipt = stored(tmp_path)
+    backends = {record.op: record.observed for record in receipt.backends}
+    assert "ssm_scan" not in backends
+    assert backends["mimo_scan"] == ({"on": "chunked.torch", "off": "recurrence.torch"}[state],)
+    features = {f.key: (f.requested, f.effective) for f in receipt.features}
+    assert features["fused_mamba"] == (state, state)
+    assert receipt.numerics.losses_finite
+
+
+def test_the_tiny_lane_trains_with_mimo(tmp_path: Path) -> None:
+    lane = load_lane("nam56r-tiny", ["model.mamba.mimo_rank=2", "batch.micro_batch_size=2"])
+    train(tmp_path, lane=lane, steps=10)
+    losses = series(tmp_path).loss
+    assert all(loss is not None and loss < 7 for loss in losses)
+    assert losses[-1] is not None
+    assert losses[-1] < losses[0]
+    assert stored(tmp_path).numerics.grad_norm_finite
 
 
 def test_goodput_closes_to_wall_time(tmp_path: Path) -> None:

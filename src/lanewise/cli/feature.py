@@ -127,7 +127,7 @@ def _controls(feature: Feature) -> dict[str, str]:
     for by_device in feature.settings["off"].ops.values():
         for device, names in by_device.items():
             controls.setdefault(device, []).extend(names)
-    return {device: ", ".join(names) for device, names in controls.items()}
+    return {device: ", ".join(dict.fromkeys(names)) for device, names in controls.items()}
 
 
 def _controls_in_words(feature: Feature) -> str:
@@ -150,4 +150,6 @@ def _setting_in_words(setting: Setting) -> str:
 
 
 def _blocks(feature: Feature) -> str:
+    if feature.table is not None:
+        return f"[model.{feature.table}]"
     return " ".join(sorted(feature.letters)) or "all"

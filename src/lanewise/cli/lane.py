@@ -292,7 +292,11 @@ def _print_features(found: ResolvedLane) -> None:
 
     def sets(key: str, state: str) -> str:
         setting = BY_KEY[key].settings[state]
-        ops = [f"{op} = {_preference(found.op_preferences[op])}" for op in setting.ops]
+        ops = [
+            f"{op} = {_preference(found.op_preferences[op])}"
+            for op in setting.ops
+            if op in found.op_preferences
+        ]
         return ", ".join([*ops, *setting.model, *setting.runtime])
 
     print_table(

@@ -4,6 +4,8 @@ B batch, Q queries of a block, S keys they may see, K keys kept; the suffix of a
 
 `torch.topk` may return any of several equal scores, and equal scores are common: a key that no head likes scores exactly
 0. So topk only finds the lowest score that is kept; of the keys at that score the first are taken.
+
+While compiling, the walk over blocks is one opaque `torch.library` op: a tracer would unroll T/32 blocks.
 """
 
 from __future__ import annotations
@@ -19,19 +21,43 @@ def blocked(
     q_index: Tensor, k_index: Tensor, weights: Tensor, top_k: int, document_ids: Tensor | None
 ) -> Tensor:
     """Scores of one block of queries at a time, against the keys up to its end."""
+    walk = walk_op if torch.compiler.is_compiling() else _walk
+    detached = (x.detach() for x in (q_index, k_index, weights))
+    key_ids: Tensor = walk(*detached, top_k, document_ids)
+    return key_ids
+
+
+def _walk(
+    q_index: Tensor, k_index: Tensor, weights: Tensor, top_k: int, document_ids: Tensor | None
+) -> Tensor:
     num_queries, num_keys = q_index.shape[1], k_index.shape[1]
     past = num_keys - num_queries
     width = min(top_k, num_keys)
     wide = wide_dtype(q_index)
     selected = []
-    with torch.no_grad():
-        for start, stop in blocks(num_queries):
-            found = products(q_index[:, start:stop].to(wide), k_index[:, : past + stop].to(wide))
-            scores_BQS = weighted(found, weights[:, start:stop].to(wide))
-            seen = visible(start, stop, past, document_ids, q_index.device)
-            ids_BQK = _best(scores_BQS.masked_fill(~seen, float("-inf")), width)
-            selected.append(F.pad(ids_BQK, (0, width - ids_BQK.shape[-1]), value=-1))
+    for start, stop in blocks(num_queries):
+        found = products(q_index[:, start:stop].to(wide), k_index[:, : past + stop].to(wide))
+        scores_BQS = weighted(found, weights[:, start:stop].to(wide))
+        seen = visible(start, stop, past, document_ids, q_index.device)
+        ids_BQK = _best(scores_BQS.masked_fill_(~seen, float("-inf")), width)
+        selected.append(F.pad(ids_BQK, (0, width - ids_BQK.shape[-1]), value=-1))
     return torch.cat(selected, dim=1)
+
+
+walk_op = torch.library.custom_op("lanewise::index_topk_blocked", _walk, mutates_args=())
+"""The walk as one opaque node for compilers."""
+
+
+@walk_op.register_fake
+def _(
+    q_index: Tensor,
+    k_index: Tensor,
+    weights: Tensor,
+    top_k: int,
+    document_ids: Tensor | None,
+) -> Tensor:
+    width = min(top_k, k_index.shape[1])
+    return q_index.new_empty(*q_index.shape[:2], width, dtype=torch.int64)
 
 
 def _best(scores_BQS: Tensor, width: int) -> Tensor:

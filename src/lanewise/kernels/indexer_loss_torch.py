@@ -6,7 +6,8 @@ suffix of a name is its shape.
 Both losses are means over queries of KL(p ‖ softmax I), whose gradient in I is (Σp·softmax I − p) / (B·T): it is known as
 soon as the scores are, so one walk takes the loss and all gradients while a block's scores exist, and the backward only
 scales by the upstream gradient. Without gradients the walk takes the loss alone. Neither loss holds scores of more than
-one block; sums over blocks are kept in at least fp32.
+one block; sums over blocks are kept in at least fp32. While compiling, a walk is one opaque `torch.library` op: a tracer
+would unroll T/32 blocks.
 """
 
 from __future__ import annotations
@@ -33,16 +34,19 @@ Block = tuple[Tensor, Tensor, Tensor | None]
 """Target p [B, Q, S or K], whether an entry counts (bool, the same shape or one that broadcasts), ids of gathered keys."""
 
 
+Found = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Loss and the gradients of the three index tensors; those are empty when they were not asked for."""
+
+
 def blocked_selected(
     q_index: Tensor, k_index: Tensor, weights: Tensor, key_ids: Tensor, target: Tensor
 ) -> Tensor:
     """KL over the selected keys."""
-
-    def block(start: int, stop: int) -> Block:
-        ids_BQK = key_ids[:, start:stop]
-        return target[:, start:stop], ids_BQK >= 0, ids_BQK
-
-    return _differentiable(q_index, k_index, weights, block)
+    inputs = (q_index, k_index, weights)
+    needed = _need_gradients(*inputs)
+    walk = selected_op if torch.compiler.is_compiling() else _selected
+    detached = (x.detach() for x in inputs)
+    return _attach(inputs, walk(*detached, key_ids, target, needed), needed)
 
 
 def blocked_visible(
@@ -55,27 +59,19 @@ def blocked_visible(
     document_ids: Tensor | None,
 ) -> Tensor:
     """KL over all visible keys; attention's probabilities are taken block by block and given up again."""
-    wide = wide_dtype(q_index)
-
-    def block(start: int, stop: int) -> Block:
-        seen = visible(start, stop, 0, document_ids, q.device)
-        q_BMD = q[:, start:stop].flatten(1, 2)
-        scores = torch.bmm(q_BMD, keys[:, :stop].transpose(1, 2)).to(wide).mul_(scale)
-        scores_BQNS = scores.unflatten(1, (stop - start, q.shape[2]))
-        scores_BQNS.masked_fill_(~seen.unsqueeze(2), float("-inf"))
-        return torch.softmax(scores_BQNS, dim=-1).mean(dim=2), seen, None
-
-    return _differentiable(q_index, k_index, weights, block)
-
-
-def _differentiable(
-    q_index: Tensor, k_index: Tensor, weights: Tensor, block: Callable[[int, int], Block]
-) -> Tensor:
     inputs = (q_index, k_index, weights)
-    needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    with torch.no_grad():
-        loss, *found = _walk(*inputs, block, needs_gradients)
-    return _Attach.apply(*inputs, loss, *found) if needs_gradients else loss
+    needed = _need_gradients(*inputs)
+    walk = visible_op if torch.compiler.is_compiling() else _visible
+    detached = (x.detach() for x in (*inputs, q, keys))
+    return _attach(inputs, walk(*detached, scale, document_ids, needed), needed)
+
+
+def _need_gradients(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def _attach(inputs: tuple[Tensor, ...], found: Found, needed: bool) -> Tensor:
+    return _Attach.apply(*inputs, *found) if needed else found[0]
 
 
 class _Attach(torch.autograd.Function):
@@ -100,21 +96,59 @@ class _Attach(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
+def _selected(
+    q_index: Tensor,
+    k_index: Tensor,
+    weights: Tensor,
+    key_ids: Tensor,
+    target: Tensor,
+    needs_gradients: bool,
+) -> Found:
+    def block(start: int, stop: int) -> Block:
+        ids_BQK = key_ids[:, start:stop]
+        return target[:, start:stop], ids_BQK >= 0, ids_BQK
+
+    return _walk(q_index, k_index, weights, block, needs_gradients)
+
+
+def _visible(
+    q_index: Tensor,
+    k_index: Tensor,
+    weights: Tensor,
+    q: Tensor,
+    keys: Tensor,
+    scale: float,
+    document_ids: Tensor | None,
+    needs_gradients: bool,
+) -> Found:
+    wide = wide_dtype(q_index)
+
+    def block(start: int, stop: int) -> Block:
+        seen = visible(start, stop, 0, document_ids, q.device)
+        q_BMD = q[:, start:stop].flatten(1, 2)
+        scores = torch.bmm(q_BMD, keys[:, :stop].transpose(1, 2)).to(wide).mul_(scale)
+        scores_BQNS = scores.unflatten(1, (stop - start, q.shape[2]))
+        scores_BQNS.masked_fill_(~seen.unsqueeze(2), float("-inf"))
+        return torch.softmax(scores_BQNS, dim=-1).mean(dim=2), seen, None
+
+    return _walk(q_index, k_index, weights, block, needs_gradients)
+
+
 def _walk(
     q_index: Tensor,
     k_index: Tensor,
     weights: Tensor,
     block: Callable[[int, int], Block],
     needs_gradients: bool,
-) -> tuple[Tensor, ...]:
+) -> Found:
     """The loss [] in at least fp32 and, if needed, the gradients in the dtype and shape of the three inputs."""
     wide = wide_dtype(q_index)
     b, t = q_index.shape[:2]
     (s, d), num_queries = k_index.shape[1:], b * t
     loss = q_index.new_zeros((), dtype=wide)
-    grad_q = torch.empty_like(q_index, memory_format=torch.contiguous_format)
-    grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-    grad_keys = q_index.new_zeros(b, s, d, dtype=wide)
+    grad_q = q_index.new_empty(q_index.shape if needs_gradients else 0)
+    grad_weights = weights.new_empty(weights.shape if needs_gradients else 0)
+    grad_keys = k_index.new_zeros((b, s, d) if needs_gradients else 0, dtype=wide)
     for start, stop in blocks(t):
         target, counts, ids_BQK = block(start, stop)
         target = target.to(wide)
@@ -140,6 +174,22 @@ def _walk(
         else:
             rows = flat_rows(ids_BQK, s).flatten()  # a −1 adds the zeros of its masked score
             grad_keys.view(b * s, d).index_add_(0, rows, block_keys.flatten(0, 2))
-    if not needs_gradients:
-        return (loss,)
     return loss, grad_q, grad_keys.to(k_index.dtype), grad_weights
+
+
+selected_op = torch.library.custom_op("lanewise::indexer_loss_blocked", _selected, mutates_args=())
+visible_op = torch.library.custom_op(
+    "lanewise::indexer_warmup_loss_blocked", _visible, mutates_args=()
+)
+
+
+def _fake(q_index: Tensor, k_index: Tensor, weights: Tensor, *others: Any) -> Found:
+    needs_gradients: bool = others[-1]
+    inputs = (q_index, k_index, weights)
+    found = (x.new_empty(x.shape if needs_gradients else 0) for x in inputs)
+    grad_q, grad_keys, grad_weights = found
+    return q_index.new_empty((), dtype=wide_dtype(q_index)), grad_q, grad_keys, grad_weights
+
+
+selected_op.register_fake(_fake)
+visible_op.register_fake(_fake)

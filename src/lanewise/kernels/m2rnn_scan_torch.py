@@ -1,13 +1,15 @@
 """`m2rnn_scan` on torch: `fused.torch` (own loops, forward and backward) and `loop.torch` (autograd's loop).
 
 Shapes: B batch, T sequence, H heads, K key dim, V value dim. The state is [H, B, K, V], so that h·W is one batched matmul
-over heads with B·K rows.
+over heads with B·K rows. With documents, `keep` is 0 where a step begins one and 1 elsewhere: what a step takes from the
+state before it, and sends back to it, is multiplied by that.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # --- fused.torch ----------------------------------------------------------------------------------------------------
 # The step is as short as it can be: every operation of the loop writes into a buffer that exists, and going back nothing
@@ -20,17 +22,32 @@ BLOCK_ELEMENTS = 2**18
 
 
 def fused(
-    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, forget: Tensor, state_gradient_clip: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    forget: Tensor,
+    state_gradient_clip: float,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """In-place loops without an autograd graph. Arguments and result as `ops.m2rnn_scan.m2rnn_scan`."""
-    return torch.ops.lanewise.m2rnn_fused(q, k, v, weight, forget, state_gradient_clip)[0]
+    return torch.ops.lanewise.m2rnn_fused(
+        q, k, v, weight, forget, state_gradient_clip, document_ids
+    )[0]
 
 
 @torch.library.custom_op("lanewise::m2rnn_fused", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, forget: Tensor, state_gradient_clip: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    forget: Tensor,
+    state_gradient_clip: float,
+    document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q_T1BK1, k_T1BK1, v_THB1V, forget_THB11 = _time_first(q, k, v, forget)
+    keeps = _keep(document_ids, v_THB1V)
     weight = weight.to(v_THB1V.dtype)
     length, heads, batch, _, value_dim = v_THB1V.shape
     states_UHBKV = v_THB1V.new_empty(length + 1, heads, batch, k.shape[2], value_dim)
@@ -47,14 +64,19 @@ def _forward(
     twice_k_T1BK1 = 2 * k_T1BK1
     blocks = _blocks(states_UHBKV)
     scratch = torch.empty_like(states_UHBKV[: blocks[0].stop])
+    kept_HBKV = torch.empty_like(states[0])
+    kept_3d = kept_HBKV.flatten(1, 2)
     for block in blocks:
         torch.mul(twice_k_T1BK1[block], v_THB1V[block], out=candidates_THBKV[block])
         for t in range(block.start, block.stop):
-            candidate = candidates[t]
-            candidates_3d[t].baddbmm_(states_3d[t], weight, alpha=2)
+            candidate, before, before_3d = candidates[t], states[t], states_3d[t]
+            if keeps is not None:
+                torch.mul(before, keeps[t], out=kept_HBKV)
+                before, before_3d = kept_HBKV, kept_3d
+            candidates_3d[t].baddbmm_(before_3d, weight, alpha=2)
             candidate.sigmoid_()
             torch.add(minus_one, candidate, alpha=2, out=candidate)
-            torch.lerp(candidate, states[t], forgets[t], out=states[t + 1])
+            torch.lerp(candidate, before, forgets[t], out=states[t + 1])
         product = scratch[: block.stop - block.start]
         torch.mul(states_UHBKV[1:][block], q_T1BK1[block], out=product)
         torch.sum(product, 3, out=o_THBV[block])
@@ -68,8 +90,16 @@ def _blocks(states_UHBKV: Tensor) -> list[slice]:
     return [slice(start, min(start + steps, length)) for start in range(0, length, steps)]
 
 
+def _keep(document_ids: Tensor | None, v_THB1V: Tensor) -> Tensor | None:
+    """[T, 1, B, 1, 1], 0 where a document begins; step 0 follows a zero state, so it begins nothing. None without ids."""
+    if document_ids is None:
+        return None
+    same = document_ids[:, 1:] == document_ids[:, :-1]
+    return F.pad(same, (1, 0), value=True).T[:, None, :, None, None].to(v_THB1V.dtype)
+
+
 @_forward.register_fake
-def _(q, k, v, weight, forget, state_gradient_clip):
+def _(q, k, v, weight, forget, state_gradient_clip, document_ids):
     (batch, length, key_dim), (heads, value_dim) = k.shape, v.shape[2:]
     wide = torch.promote_types(v.dtype, torch.float32)
     return (
@@ -89,13 +119,16 @@ def _backward(
     forget: Tensor,
     states_UHBKV: Tensor,
     candidates_THBKV: Tensor,
+    document_ids: Tensor | None,
     state_gradient_clip: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     q_T1BK1, k_T1BK1, v_THB1V, forget_THB11 = _time_first(q, k, v, forget)
+    keeps = _keep(document_ids, v_THB1V)
     do_THB1V = grad.to(v_THB1V.dtype).permute(1, 2, 0, 3).contiguous().unsqueeze(3)
     length, heads, batch, key_dim, value_dim = candidates_THBKV.shape
     weight_transposed = weight.to(v_THB1V.dtype).mT
-    forgets, keep_THB11 = forget_THB11.unbind(0), 1 - forget_THB11
+    take_THB11 = 1 - forget_THB11
+    forgets = (forget_THB11 if keeps is None else forget_THB11 * keeps).unbind(0)
 
     dq_TBK = v_THB1V.new_empty(length, batch, key_dim)
     dk_TBK = torch.empty_like(dq_TBK)
@@ -110,6 +143,8 @@ def _backward(
     dstates_buffer = v_THB1V.new_empty(longest + 1, heads, batch, key_dim, value_dim)
     dpre_buffer = torch.empty_like(dstates_buffer[1:])
     scratch = torch.empty_like(dpre_buffer)
+    sent_HBKV = torch.empty_like(scratch[0])
+    sent_3d = sent_HBKV.flatten(1, 2)
     complete_HBKV = q_T1BK1[-1] * do_THB1V[-1]
     one = v_THB1V.new_ones(())
     for block in reversed(blocks):
@@ -124,7 +159,7 @@ def _backward(
         dpre_SHBKV, candidate_SHBKV = dpre_buffer[:steps], candidates_THBKV[block]
         # (1 − f)(1 − c²), which the loop turns into the gradient of the pre-activation
         torch.addcmul(one, candidate_SHBKV, candidate_SHBKV, value=-1, out=dpre_SHBKV)
-        dpre_SHBKV.mul_(keep_THB11[block])
+        dpre_SHBKV.mul_(take_THB11[block])
         dstates, dstates_3d = dstates_buffer.unbind(0), dstates_buffer.flatten(2, 3).unbind(0)
         dpres, dpres_3d = dpre_buffer.unbind(0), dpre_buffer.flatten(2, 3).unbind(0)
         for i in range(steps - 1, -1, -1):
@@ -133,11 +168,17 @@ def _backward(
             dpre.mul_(dstate)
             if t:
                 dstates[i].addcmul_(dstate, forgets[t])
-                dstates_3d[i].baddbmm_(dpres_3d[i], weight_transposed)
+                dpre_3d = dpres_3d[i]
+                if keeps is not None:
+                    torch.mul(dpre, keeps[t], out=sent_HBKV)
+                    dpre_3d = sent_3d
+                dstates_3d[i].baddbmm_(dpre_3d, weight_transposed)
         complete_HBKV.copy_(dstates[0])
 
         dstate_SHBKV = dstates_buffer[1 : steps + 1]
         before_SHBKV, after_SHBKV = states_UHBKV[:-1][block], states_UHBKV[1:][block]
+        if keeps is not None:
+            before_SHBKV = before_SHBKV * keeps[block]
         product = scratch[:steps]
         torch.sub(before_SHBKV, candidate_SHBKV, out=product).mul_(dstate_SHBKV)
         torch.sum(product, (-2, -1), out=dforget_THB[block])
@@ -158,7 +199,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad, q, k, v, weight, forget, states_UHBKV, candidates_THBKV, state_gradient_clip):
+def _(grad, q, k, v, weight, forget, *_):
     return tuple(x.new_empty(x.shape) for x in (q, k, v, weight, forget))
 
 
@@ -174,9 +215,9 @@ def _time_first(q: Tensor, k: Tensor, v: Tensor, forget: Tensor) -> tuple[Tensor
 
 
 def _save_for_backward(ctx, inputs, output):
-    q, k, v, weight, forget, ctx.state_gradient_clip = inputs
+    q, k, v, weight, forget, ctx.state_gradient_clip, document_ids = inputs
     _, states_UHBKV, candidates_THBKV = output
-    ctx.save_for_backward(q, k, v, weight, forget, states_UHBKV, candidates_THBKV)
+    ctx.save_for_backward(q, k, v, weight, forget, states_UHBKV, candidates_THBKV, document_ids)
     ctx.mark_non_differentiable(*output[1:])
 
 
@@ -184,7 +225,7 @@ def _call_backward(ctx, grad, *_):
     grads = torch.ops.lanewise.m2rnn_fused_backward(
         grad, *ctx.saved_tensors, ctx.state_gradient_clip
     )
-    return (*grads, None)
+    return (*grads, None, None)
 
 
 _forward.register_autograd(_call_backward, setup_context=_save_for_backward)
@@ -194,7 +235,13 @@ _forward.register_autograd(_call_backward, setup_context=_save_for_backward)
 
 
 def loop(
-    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, forget: Tensor, state_gradient_clip: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    forget: Tensor,
+    state_gradient_clip: float,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """The recurrence as a torch user writes it, with autograd; what does not need the state is hoisted out of the loop.
 
@@ -204,10 +251,13 @@ def loop(
     outer_THBKV = k_T1BK1 * v_THB1V
     weight = weight.to(outer_THBKV.dtype)
     state_HBKV = torch.zeros_like(outer_THBKV[0])
+    keeps = _keep(document_ids, v_THB1V)
     outputs = []
-    for outer_HBKV, forget_HB11, q_1BK1 in zip(
-        outer_THBKV.unbind(0), forget_THB11.unbind(0), q_T1BK1.unbind(0), strict=True
+    for t, (outer_HBKV, forget_HB11, q_1BK1) in enumerate(
+        zip(outer_THBKV.unbind(0), forget_THB11.unbind(0), q_T1BK1.unbind(0), strict=True)
     ):
+        if keeps is not None:
+            state_HBKV = state_HBKV * keeps[t]
         pre = torch.baddbmm(outer_HBKV.flatten(1, 2), state_HBKV.flatten(1, 2), weight)
         candidate_HBKV = torch.tanh(pre).view_as(state_HBKV)
         state_HBKV = torch.lerp(candidate_HBKV, state_HBKV, forget_HB11)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lanewise.kernels.documents import cumsum_step_by_step, stays_in_document
+
 
 def recurrence(
     q: Tensor,
@@ -25,8 +27,9 @@ def recurrence(
     q_bias: Tensor,
     k_bias: Tensor,
     skip: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     chunk_size: int,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """One step after the other, vectorised over batch and heads. Arguments and result as `ops.ssm_scan.ssm_scan`."""
     dtype = torch.promote_types(v.dtype, torch.float32)
@@ -34,13 +37,16 @@ def recurrence(
     heads_per_group = v.shape[2] // q.shape[2]
 
     turn_BTHn = math.pi * torch.tanh(angles.to(dtype)).unsqueeze(2) * dt.unsqueeze(-1)
-    theta_BTHn = turn_BTHn.cumsum(dim=1)
+    theta_BTHn = cumsum_step_by_step(turn_BTHn, document_ids)
     cos, sin = theta_BTHn.cos(), theta_BTHn.sin()
     q_BTHN = _rotate(q.to(dtype).repeat_interleave(heads_per_group, dim=2) + q_bias, cos, sin)
     k_BTHN = _rotate(k.to(dtype).repeat_interleave(heads_per_group, dim=2) + k_bias, cos, sin)
 
     lam = torch.sigmoid(trap)
     alpha = torch.exp(a_dt)
+    if document_ids is not None:
+        # Neither the state nor the input of the step before enters a new document.
+        alpha = alpha * stays_in_document(document_ids, dtype).unsqueeze(-1)
     beta, gamma = (1 - lam) * dt * alpha, lam * dt
     # The two inputs of a step are one rank-2 update: [β v_{t−1} | γ v_t] · [k_{t−1} | k_t]ᵀ.
     v_before = F.pad(v_BTHP, (0, 0, 0, 0, 1, 0))[:, :-1]
@@ -66,7 +72,9 @@ def recurrence(
         outputs.append((state_XPN * q_X1N).sum(dim=-1))
     y_BTHP = torch.stack(outputs).unflatten(1, (v.shape[0], -1)).transpose(0, 1)
     y_BTHP = y_BTHP + skip.unsqueeze(-1) * v_BTHP
-    return (y_BTHP * F.silu(z.to(dtype))).to(v.dtype)
+    if z is not None:
+        y_BTHP = y_BTHP * F.silu(z.to(dtype))
+    return y_BTHP.to(v.dtype)
 
 
 def _rotate(x_BTHN: Tensor, cos_BTHn: Tensor, sin_BTHn: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lanewise.kernels.documents import ChunkDocuments
+
 
 def chunked(
     q: Tensor,
@@ -35,12 +37,13 @@ def chunked(
     q_bias: Tensor,
     k_bias: Tensor,
     skip: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     chunk_size: int,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """All chunks at once, the state passed from chunk to chunk. Arguments and result as `ops.ssm_scan.ssm_scan`."""
     return torch.ops.lanewise.ssm_scan_chunked(
-        q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size
+        q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size, document_ids
     )[0]
 
 
@@ -75,25 +78,48 @@ class _Weights(NamedTuple):
     end_decay_CXL: Tensor  # e^{L_end − L}
 
 
-def _weights(dt: Tensor, a_dt: Tensor, trap: Tensor, sizes: _Sizes) -> _Weights:
+def _documents(document_ids: Tensor | None, sizes: _Sizes) -> ChunkDocuments | None:
+    if document_ids is None:
+        return None
+    return ChunkDocuments.of(document_ids, sizes.chunks, sizes.chunk)
+
+
+def _weights(
+    dt: Tensor, a_dt: Tensor, trap: Tensor, documents: ChunkDocuments | None, sizes: _Sizes
+) -> _Weights:
     dtype = _compute_dtype(dt)
     dt_BHT, a_BHT, trap_BHT = (
         _pad_time(x, sizes).to(dtype).transpose(1, 2) for x in (dt, a_dt, trap)
     )
     lam_BHT = torch.sigmoid(trap_BHT)
     gamma_BHT = lam_BHT * dt_BHT
-    w_BHT = gamma_BHT.clone()
-    w_BHT[..., :-1] += (dt_BHT - gamma_BHT)[..., 1:]
-    log_decay = _to_chunks(a_BHT, sizes).cumsum(-1, dtype=torch.float64)
+    ahead_BHT = F.pad((dt_BHT - gamma_BHT)[..., 1:], (0, 1))
+    if documents is not None:
+        ahead_BHT.mul_(documents.continues_BT.unsqueeze(1))
+    a_CXL = _to_chunks(a_BHT, sizes)
+    log_decay = _sum_within(a_CXL, documents, sizes)
+    decay, end_decay = log_decay.exp(), (log_decay[..., -1:] - log_decay).exp()
+    if documents is not None:
+        decay.mul_(documents.per_head(documents.before_CBL, sizes.heads))
+        # A huge sum of another document must not become inf · 0.
+        end_decay.masked_fill_(~documents.per_head(documents.last_CBL, sizes.heads), 0)
     return _Weights(
         dt_BHT,
         lam_BHT,
         _to_chunks(gamma_BHT, sizes),
-        _to_chunks(w_BHT, sizes),
+        _to_chunks(gamma_BHT + ahead_BHT, sizes),
         log_decay,
-        log_decay.exp().to(dtype),
-        (log_decay[..., -1:] - log_decay).exp().to(dtype),
+        decay.to(dtype),
+        end_decay.to(dtype),
     )
+
+
+def _sum_within(a_CXL: Tensor, documents: ChunkDocuments | None, sizes: _Sizes) -> Tensor:
+    """L: Σ of a over the steps of the chunk up to this one, of its document only; fp64."""
+    if documents is None:
+        return a_CXL.cumsum(-1, dtype=torch.float64)
+    a_CBHL = _per_head(a_CXL.double(), sizes)
+    return (a_CBHL @ documents.same_CBLL.double().mT).flatten(1, 2)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -132,11 +158,13 @@ def _turns(angles: Tensor, dt_BHT: Tensor, sizes: _Sizes) -> Tensor:
     return torch.tanh(_pad_time(angles, sizes).to(dt_BHT.dtype)).mul_(math.pi).unsqueeze(1)
 
 
-def _decay_matrix(weights: _Weights) -> Tensor:
-    """e^{L_t−L_s} for s < t, else 0 [C, X, L, L]."""
+def _decay_matrix(weights: _Weights, documents: ChunkDocuments | None, sizes: _Sizes) -> Tensor:
+    """e^{L_t−L_s} for s < t of the same document, else 0 [C, X, L, L]."""
     log_decay = weights.log_decay_CXL
     length = log_decay.shape[-1]
     future = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu_()
+    if documents is not None:
+        future = future | ~documents.per_head(documents.same_CBLL, sizes.heads)
     difference = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).to(weights.w_CXL.dtype)
     return difference.masked_fill_(future, -math.inf).exp_()
 
@@ -165,16 +193,19 @@ def _forward(
     q_bias: Tensor,
     k_bias: Tensor,
     skip: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     chunk_size: int,
+    document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     sizes = _Sizes.of(q, v, chunk_size)
     dtype = _compute_dtype(v)
-    weights = _weights(dt.to(dtype), a_dt, trap, sizes)
+    documents = _documents(document_ids, sizes)
+    weights = _weights(dt.to(dtype), a_dt, trap, documents, sizes)
     num_pairs = angles.shape[-1]
     shape = (sizes.chunks, sizes.batch * sizes.heads, sizes.chunk)
 
-    theta_BHTn = (_turns(angles, weights.dt_BHT, sizes) * weights.dt_BHT.unsqueeze(-1)).cumsum(2)
+    turn_BHTn = _turns(angles, weights.dt_BHT, sizes) * weights.dt_BHT.unsqueeze(-1)
+    theta_BHTn = turn_BHTn.cumsum(2) if documents is None else documents.cumsum(turn_BHTn)
     phase_CXLn2 = v.new_empty(*shape, num_pairs, 2, dtype=dtype)
     theta_CBHLn = theta_BHTn.unflatten(2, (sizes.chunks, sizes.chunk)).permute(2, 0, 1, 3, 4)
     phase_CBHLn2 = phase_CXLn2.unflatten(1, (sizes.batch, sizes.heads))
@@ -195,7 +226,7 @@ def _forward(
 
     q_CXLN, k_CXLN = qk_2CXLN
     scores_CXLL = _bmm(q_CXLN, k_CXLN.mT)
-    decay_CXLL = _decay_matrix(weights)
+    decay_CXLL = _decay_matrix(weights, documents, sizes)
     mixing_CXLL = _score_weights(decay_CXLL, weights).mul_(scores_CXLL)
     _per_head(mixing_CXLL.diagonal(dim1=-2, dim2=-1), sizes).add_(skip.to(dtype).view(-1, 1))
     y_CXLP = _bmm(mixing_CXLL, v_CXLP)
@@ -210,12 +241,26 @@ def _forward(
         )
     _baddbmm(y_CXLP[1:], q_CXLN[1:] * weights.decay_CXL[1:].unsqueeze(-1), states_CXNP)
 
-    gated = F.silu(z.to(dtype)).mul_(_cut(_as_steps(y_CXLP, sizes), sizes)).to(v.dtype).contiguous()
-    return gated, qk_2CXLN, phase_CXLn2, v_CXLP, y_CXLP, scores_CXLL, decay_CXLL, states_CXNP
+    y_BTHP = _cut(_as_steps(y_CXLP, sizes), sizes)
+    if z is None:
+        # What is saved must not be what is returned.
+        y_BTHP = y_BTHP.clone(memory_format=torch.contiguous_format)
+    else:
+        y_BTHP = F.silu(z.to(dtype)).mul_(y_BTHP)
+    return (
+        y_BTHP.to(v.dtype).contiguous(),
+        qk_2CXLN,
+        phase_CXLn2,
+        v_CXLP,
+        y_CXLP,
+        scores_CXLL,
+        decay_CXLL,
+        states_CXNP,
+    )
 
 
 @_forward.register_fake
-def _(q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size):
+def _(q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size, document_ids):
     sizes = _Sizes.of(q, v, chunk_size)
     shape = (sizes.chunks, sizes.batch * sizes.heads, sizes.chunk)
 
@@ -258,7 +303,8 @@ def _backward(
     trap: Tensor,
     angles: Tensor,
     skip: Tensor,
-    z: Tensor,
+    z: Tensor | None,
+    document_ids: Tensor | None,
     qk_2CXLN: Tensor,
     phase_CXLn2: Tensor,
     v_CXLP: Tensor,
@@ -270,18 +316,22 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     sizes = _Sizes.of(q, v, chunk_size)
     dtype = v_CXLP.dtype
-    weights = _weights(dt.to(dtype), a_dt, trap, sizes)
+    documents = _documents(document_ids, sizes)
+    weights = _weights(dt.to(dtype), a_dt, trap, documents, sizes)
     q_CXLN, k_CXLN = qk_2CXLN
     end_decay, w, decay = (
         x.unsqueeze(-1) for x in (weights.end_decay_CXL, weights.w_CXL, weights.decay_CXL)
     )
 
     # Gate.
-    z, grad = z.to(dtype), grad.to(dtype)
-    dz = torch.ops.aten.silu_backward(grad * _cut(_as_steps(y_CXLP, sizes), sizes), z)
+    grad = grad.to(dtype)
+    dz = grad.new_empty(0)
+    if z is not None:
+        z = z.to(dtype)
+        dz = torch.ops.aten.silu_backward(grad * _cut(_as_steps(y_CXLP, sizes), sizes), z)
+        grad = F.silu(z).mul_(grad)
     dy_CXLP = torch.empty_like(y_CXLP)
-    dy_steps = _pad_time(F.silu(z).mul_(grad), sizes).unflatten(1, (sizes.chunks, -1))
-    _as_steps(dy_CXLP, sizes).copy_(dy_steps)
+    _as_steps(dy_CXLP, sizes).copy_(_pad_time(grad, sizes).unflatten(1, (sizes.chunks, -1)))
 
     # Inside the chunks.
     score_weights = _score_weights(decay_CXLL, weights)
@@ -314,11 +364,18 @@ def _backward(
     dots_2CXL = (dqk_2CXLN * qk_2CXLN).sum(-1)
     dlog_CXL = dots_2CXL[0] - dots_2CXL[1]
     dlog_CXL[:-1, :, -1] += (dstates_CXNP * states_CXNP).sum((-2, -1))
-    da_BHT = _from_chunks(_reverse_cumsum(dlog_CXL), sizes)
+    if documents is None:
+        da_CXL = _reverse_cumsum(dlog_CXL)
+    else:
+        da_CXL = (_per_head(dlog_CXL, sizes) @ documents.same_CBLL.to(dtype)).flatten(1, 2)
+    da_BHT = _from_chunks(da_CXL, sizes)
 
     # Trapezoid weights: γ = λ·dt, and w_s takes (1 − λ)·dt of the step after.
     dgamma_BHT = _from_chunks(dgamma_CXL.add_(dw_CXL), sizes)
-    dahead_BHT = F.pad(_from_chunks(dw_CXL, sizes), (1, 0))[..., :-1]
+    dahead_BHT = _from_chunks(dw_CXL, sizes)
+    if documents is not None:
+        dahead_BHT = dahead_BHT * documents.continues_BT.unsqueeze(1)
+    dahead_BHT = F.pad(dahead_BHT, (1, 0))[..., :-1]
     lam, dt_BHT = weights.lam_BHT, weights.dt_BHT
     dtrap_BHT = (dgamma_BHT - dahead_BHT) * dt_BHT * lam * (1 - lam)
     ddt_BHT = torch.lerp(dahead_BHT, dgamma_BHT, lam)
@@ -329,7 +386,11 @@ def _backward(
     dtheta_CXLn = (dpairs * pairs.conj()).imag.sum(0)
     dpairs.mul_(torch.view_as_complex(phase_CXLn2).conj())
     dtheta_BHCLn = dtheta_CXLn.unflatten(1, (sizes.batch, sizes.heads)).permute(1, 2, 0, 3, 4)
-    dturn_BHTn = _reverse_cumsum(dtheta_BHCLn.flatten(2, 3), dim=2)
+    dtheta_BHTn = dtheta_BHCLn.flatten(2, 3)
+    if documents is None:
+        dturn_BHTn = _reverse_cumsum(dtheta_BHTn, dim=2)
+    else:
+        dturn_BHTn = documents.reverse_cumsum(dtheta_BHTn)
     speed_B1Tn = _turns(angles, dt_BHT, sizes)
     ddt_BHT += (dturn_BHTn * speed_B1Tn).sum(-1)
     dspeed_BTn = dturn_BHTn.mul_(dt_BHT.unsqueeze(-1)).sum(1)
@@ -358,14 +419,14 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad, q, v, dt, a_dt, trap, angles, skip, z, qk_2CXLN, *_):
+def _(grad, q, v, dt, a_dt, trap, angles, skip, z, document_ids, qk_2CXLN, *_):
     return (
         q.new_empty(2, *q.shape),
         v.new_empty(v.shape),
         *(x.new_empty(x.shape) for x in (dt, a_dt, trap, angles)),
         skip.new_empty(2, skip.shape[0], q.shape[-1]),
         skip.new_empty(skip.shape),
-        v.new_empty(v.shape),
+        v.new_empty(v.shape if z is not None else 0),
     )
 
 
@@ -375,17 +436,20 @@ def _reverse_cumsum(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def _save_for_backward(ctx, inputs, output):
-    q, _, v, dt, a_dt, trap, angles, _, _, skip, z, chunk_size = inputs
-    ctx.save_for_backward(q, v, dt, a_dt, trap, angles, skip, z, *output[1:])
+    q, _, v, dt, a_dt, trap, angles, _, _, skip, z, chunk_size, document_ids = inputs
+    ctx.save_for_backward(q, v, dt, a_dt, trap, angles, skip, z, document_ids, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.chunk_size = chunk_size
 
 
 def _call_backward(ctx, grad, *_):
+    saved = ctx.saved_tensors  # once: recomputed tensors can be unpacked one time only
+    z = saved[7]
     dqk, dv, ddt, da, dtrap, dangles, dbias, dskip, dz = (
-        torch.ops.lanewise.ssm_scan_chunked_backward(grad, *ctx.saved_tensors, ctx.chunk_size)
+        torch.ops.lanewise.ssm_scan_chunked_backward(grad, *saved, ctx.chunk_size)
     )
-    return dqk[0], dqk[1], dv, ddt, da, dtrap, dangles, dbias[0], dbias[1], dskip, dz, None
+    dz = None if z is None else dz
+    return *dqk, dv, ddt, da, dtrap, dangles, *dbias, dskip, dz, None, None
 
 
 _forward.register_autograd(_call_backward, setup_context=_save_for_backward)

@@ -134,14 +134,16 @@ class ArmBuilder:
 
     def _described(self, feature: Feature, *, control: ResolvedLane, treated: ResolvedLane) -> Arms:
         off, on = control_state(feature), treated_state(feature)
-        settings = feature.settings[off].ops
-        named = [name for op in settings for name in settings[op].get(self.device_type, ())]
+        settings, ops = feature.settings[off].ops, feature.ops_for(self.lane.model)
+        named = [
+            name for op in settings if op in ops for name in settings[op].get(self.device_type, ())
+        ]
         return Arms(
             feature=feature.key,
             title=feature.title,
             role=feature.role.value,
             declared=frozenset({feature.key}),
-            ops=feature_ops(feature),
+            ops=ops,
             versus=" + ".join(named) or feature.control_name,
             states={"A": off, "B": on},
             on_by_default=feature.default_state == on,
@@ -161,7 +163,7 @@ class ArmBuilder:
             title="full stack",
             role="stack",
             declared=frozenset(differing),
-            ops=tuple(sorted({op for feature in keys for op in feature_ops(feature)})),
+            ops=tuple(sorted({op for feature in keys for op in feature.ops_for(self.lane.model)})),
             versus="bare lane",
             states={"A": "bare", "B": "full"},
             on_by_default=True,
@@ -204,7 +206,7 @@ class ArmBuilder:
             if f.built
             and f.role is not Role.TAX
             and f.applies_to(self.lane.model)
-            and not self.lane.ops.keys() & set(feature_ops(f))
+            and not self.lane.ops.keys() & set(f.ops_for(self.lane.model))
         }
 
     def _resolved(self, states: Mapping[str, str]) -> ResolvedLane:
@@ -226,11 +228,6 @@ def control_state(feature: Feature) -> str:
 def treated_state(feature: Feature) -> str:
     """The state of arm B: `on`, or the last declared where a feature has other states."""
     return "on" if "on" in feature.states else feature.states[-1]
-
-
-def feature_ops(feature: Feature) -> tuple[str, ...]:
-    """Ops that any state of a feature sets, sorted."""
-    return tuple(sorted({op for setting in feature.settings.values() for op in setting.ops}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

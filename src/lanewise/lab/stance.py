@@ -38,7 +38,11 @@ def advice(
     return {
         Verdict.EQUIVALENT: f"no effect here ({arms.stance})",
         Verdict.WITHIN_BUDGET: f"affordable ({_budget(arms)})",
-        Verdict.OVER_BUDGET: f"stays opt-in ({_budget(arms)})",
+        Verdict.OVER_BUDGET: (
+            f"must earn it in loss, or turn off ({_budget(arms)})"
+            if arms.on_by_default
+            else f"stays opt-in ({_budget(arms)})"
+        ),
         Verdict.INVALID: "no evidence: mend the cause, then measure again",
         Verdict.NOISE: "the noise of this lane and machine",
         Verdict.NOT_MEASURED: arms.stance,

@@ -18,9 +18,6 @@ BUILT_VALUES: tuple[tuple[str, str, object], ...] = (
     ("E", "shared_expert_gate", False),
     ("E", "routing_mode", "learned"),
     ("E", "bias_update", "sign"),
-    ("M", "version", "mamba3"),
-    ("M", "mimo_rank", 1),
-    ("M", "output_norm", False),
 )
 """Letter, key of its table, and the only value of it that is built."""
 
@@ -30,7 +27,6 @@ def not_built(lane: Lane) -> tuple[str, ...]:
     letters = frozenset(layer_letters(lane.model))
     return (
         *_blocks_not_built(lane, letters),
-        *_model_extras_not_built(lane),
         *_run_not_built(lane),
     )
 
@@ -57,13 +53,6 @@ def _blocks_not_built(lane: Lane, letters: frozenset[str]) -> Iterator[str]:
             value = getattr(spec, key)
             shown = "" if isinstance(value, Spec) else f" = {json.dumps(value)}"
             yield f"model.{table}.{key}{shown}"
-
-
-def _model_extras_not_built(lane: Lane) -> Iterator[str]:
-    if lane.model.mtp:
-        yield f"model.mtp.depth = {lane.model.mtp.depth} (multi-token prediction)"
-    if lane.model.ngram_embedding:
-        yield "model.ngram_embedding (n-gram hash embedding)"
 
 
 def _run_not_built(lane: Lane) -> Iterator[str]:

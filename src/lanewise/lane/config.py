@@ -2,8 +2,8 @@
 
 A plain value is the user's word: `true` and `auto` mean `on`, `false` means `off`, another state is given by name. A
 table (or an array of tables) under `speed_defaults` is a ledger entry, as `graduate` writes it: state, scope, evidence.
-A table under `experimental_taxes` records a tax that stays off. A tax inside `speed_defaults` is refused (rule R4:
-what costs step time never becomes a default).
+A table under `experimental_taxes` records a tax that stays at its default (off, but for those that are part of a lane that
+has their table). A tax inside `speed_defaults` is refused (rule R4: what costs step time never becomes a default).
 """
 
 from __future__ import annotations
@@ -208,11 +208,12 @@ class _Reader:
         state = value.get("state")
         if state not in feature.states:
             self._fault((*path, "state"), f"= {state!r} is no state; use {_or(feature.states)}")
-        elif state != "off":
+        elif state != feature.default_state:
+            wish = "true" if state == "on" else "false"
             self._fault(
                 (*path, "state"),
-                f"= {state!r}: a recorded tax stays off by default; to ask for it, "
-                f"write `{feature.key} = true` under experimental_taxes",
+                f"= {state!r}: a recorded tax stays {feature.default_state} by default; to ask for it, "
+                f"write `{feature.key} = {wish}` under experimental_taxes",
             )
 
     def _entry_fault(self, kind: str, message: str, path: KeyPath) -> None:

@@ -7,7 +7,7 @@ installs on that device today; where it is a slow reference instead, `control_no
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from types import MappingProxyType
@@ -15,6 +15,11 @@ from types import MappingProxyType
 from lanewise.lane.index_layers import attends_densely
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import ModelSpec
+from lanewise.lane.tax_rules import (
+    depth_routing_misfit,
+    engram_misfit,
+    metadata_embeddings_misfit,
+)
 
 
 class Role(enum.StrEnum):
@@ -27,7 +32,7 @@ class Role(enum.StrEnum):
     SELECTIVE = "selective"
     """A broad fusion that must keep proving itself against a narrow one."""
     TAX = "tax"
-    """Costs step time for quality; opt-in, judged against a budget."""
+    """Costs step time for quality, judged against a budget; opt-in, by its state or by a table of the lane."""
 
 
 Preference = tuple[str, ...]
@@ -73,6 +78,7 @@ class Feature:
         needs_values: settings of `[model]` without which nothing runs that this feature switches, by dotted path.
         table: optional table of `[model]` a lane must have for this feature to exist, e.g. `mtp`; None for any lane.
         screened: whether `ablate` takes it up without being asked for it by name.
+        misfit: why the sizes of a model do not allow it, or None.
     """
 
     key: str
@@ -92,6 +98,12 @@ class Feature:
     needs_values: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     needs_dense_attention: bool = False
     screened: bool = True
+    misfit: Callable[[ModelSpec], str | None] = lambda _: None
+
+    def ops_for(self, model: ModelSpec) -> tuple[str, ...]:
+        """Ops that any state sets and this model runs, sorted."""
+        ops = {op for setting in self.settings.values() for op in setting.ops}
+        return tuple(sorted(op for op in ops if runs_op(op, model)))
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -116,13 +128,41 @@ class Feature:
         touched = self.letters & frozenset(layer_letters(model))
         if self.needs_dense_attention and touched == {"A"} and not attends_densely(model):
             return "it touches dense attention and every A layer of the lane is sparse"
-        return None
+        return self.misfit(model)
+
+
+ALTERNATIVE_OPS: Mapping[str, Callable[[ModelSpec], bool]] = MappingProxyType(
+    {
+        "ssm_scan": lambda model: _mamba3_rank(model) == 1,
+        "mimo_scan": lambda model: _mamba3_rank(model) > 1,
+        "ssd_scan": lambda model: _is_mamba2(model),
+    }
+)
+"""Ops of which a block runs one or another, by its table, and the models that run each."""
+
+
+def _is_mamba2(model: ModelSpec) -> bool:
+    return model.mamba is not None and model.mamba.version == "mamba2"
+
+
+def _mamba3_rank(model: ModelSpec) -> int:
+    """0 without Mamba-3."""
+    mamba = model.mamba
+    return mamba.mimo_rank if mamba is not None and mamba.version == "mamba3" else 0
+
+
+def runs_op(op: str, model: ModelSpec) -> bool:
+    """Whether a model that has the blocks of an op runs it, rather than an alternative of it."""
+    return op not in ALTERNATIVE_OPS or ALTERNATIVE_OPS[op](model)
 
 
 def _op_switch(
-    op: str, *, off: Mapping[str, Preference], on: Mapping[str, Preference]
+    *ops: str, off: Mapping[str, Preference], on: Mapping[str, Preference]
 ) -> dict[str, Setting]:
-    return {"off": Setting(ops={op: off}), "on": Setting(ops={op: on})}
+    return {
+        "off": Setting(ops=dict.fromkeys(ops, off)),
+        "on": Setting(ops=dict.fromkeys(ops, on)),
+    }
 
 
 def _tax(
@@ -133,8 +173,12 @@ def _tax(
     letters: str = "",
     table: str | None = None,
     built: bool = False,
+    misfit: Callable[[ModelSpec], str | None] = lambda _: None,
+    default_state: str = "off",
+    stance: str = "experimental, opt-in",
+    budget_ratio: float = 1.01,
 ) -> Feature:
-    """An opt-in feature that changes what is computed, by a model switch of its own name."""
+    """A feature that costs time for quality, by a model switch of its own name; opt-in unless its table is the opting in."""
     return Feature(
         key=key,
         title=title,
@@ -143,13 +187,14 @@ def _tax(
         letters=frozenset(letters),
         settings={"off": Setting(), "on": Setting(model={key: True})},
         control_note=control_note,
-        default_state="off",
-        stance="experimental, opt-in",
-        tax_budget_ratio=1.01,
+        default_state=default_state,
+        stance=stance,
+        tax_budget_ratio=budget_ratio,
         equal_mathematics=False,
         built=built,
         table=table,
         screened=False,
+        misfit=misfit,
     )
 
 
@@ -161,9 +206,13 @@ FEATURES: tuple[Feature, ...] = (
         family="fused_mamba",
         letters=frozenset("M"),
         settings=_op_switch(
-            "ssm_scan", off={"cpu": ("recurrence.torch",)}, on={"cpu": ("chunked.torch",)}
+            "ssm_scan",
+            "mimo_scan",
+            "ssd_scan",
+            off={"cpu": ("recurrence.torch",)},
+            on={"cpu": ("chunked.torch",)},
         ),
-        control_note="the step recurrence: no installable Mamba-3 package runs on a CPU",
+        control_note="the step recurrence: no installable Mamba package runs on a CPU",
         default_state="on",
         stance="default on",
     ),
@@ -297,21 +346,45 @@ FEATURES: tuple[Feature, ...] = (
         tax_budget_ratio=1.01,
         equal_mathematics=False,
     ),
-    _tax("stp", "STP (trajectory straightness)", control_note="no auxiliary loss"),
+    _tax("stp", "STP (trajectory straightness)", control_note="no auxiliary loss", built=True),
     _tax(
         "mtp",
         "multi-token prediction",
         control_note="the same trunk without the MTP blocks and their heads",
         table="mtp",
+        built=True,
+        default_state="on",
+        stance="part of a lane that has the table",
+        budget_ratio=1.2,  # one depth of nam56r costs the public system 18 % (docs/NAM56R.md 1.3)
     ),
-    _tax("metadata_embeddings", "metadata embeddings", control_note="token embeddings alone"),
-    _tax("engram", "engram branch", control_note="attention without the branch", letters="AG"),
-    _tax("hyper_connections", "hyper-connections (mHC)", control_note="one residual stream"),
+    _tax(
+        "metadata_embeddings",
+        "metadata embeddings",
+        control_note="token embeddings alone",
+        built=True,
+        misfit=metadata_embeddings_misfit,
+    ),
+    _tax(
+        "engram",
+        "engram branch",
+        control_note="attention without the branch",
+        letters="AG",
+        built=True,
+        misfit=engram_misfit,
+    ),
+    _tax(
+        "hyper_connections",
+        "hyper-connections (mHC)",
+        control_note="one residual stream",
+        built=True,
+    ),
     _tax(
         "depth_routing",
         "depth routing (MoD)",
         control_note="every token passes every block",
         letters="ED",
+        built=True,
+        misfit=depth_routing_misfit,
     ),
 )
 

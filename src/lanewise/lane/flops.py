@@ -8,8 +8,10 @@ Forward FLOPs per token, S = sequence length, multiply and add counted as two:
   an index.
 - SSM core: max(7, 4R)·d_inner·N. 7 is the Mamba-3 SISO recurrence per state element (decay 1, two rank-1 updates 4,
   readout 2); with MIMO rank R the products of R keys and R queries dominate, 2R + 2R.
+- Mamba-2 core: 5·d_inner·N (decay 1, rank-1 update 2, readout 2) and its depthwise convolution, 2·J·(d_inner + 2·G·N);
+  dt·x is formed once for all N state elements and, like skip and gate, is not counted.
 - M2RNN core: H·K·V·(2V + 7) (h·W 2V, k·vᵀ 2, gated update 3, readout 2) and its depthwise convolution.
-- MTP: block, projection and logits of every depth. LM head yes; embedding lookups, norms and activations no.
+- MTP: block, projection and logits of every depth, also where depths share a block. LM head yes; embedding lookups, norms and activations no.
 
 Training FLOPs are 3 × forward. The DSA indexer's projections take detached inputs, so they have no input gradient: 2 ×;
 without its loss (`indexer_loss_coefficient = 0`) the indexer has no backward: 1 ×. In the dense warm-up attention is dense
@@ -34,6 +36,7 @@ from lanewise.lane.schema import (
     Lane,
     MambaSpec,
     ModelSpec,
+    MtpSpec,
     RecurrentSpec,
     SparseAttentionSpec,
 )
@@ -246,15 +249,32 @@ def _output_components(lane: Lane) -> Iterator[Component]:
     matrix = model.vocab_size * model.hidden_size
     head = BlockParams(total=matrix, active=matrix, matmul=matrix)
     yield Component(name="lm_head", count=1, params=head, terms=(_linear(head),))
-    if model.mtp and model.attention:
-        block = params.mtp_params(model.mtp, model.attention, model.hidden_size)
-        core = _attention_core(model.attention, causal_keys(lane.batch.sequence_length))
-        depth = model.mtp.depth
-        yield Component(name="mtp_block", count=depth, params=block, terms=(_linear(block), core))
-        shared_head = BlockParams(total=0, active=0, matmul=matrix)
-        yield Component(
-            name="mtp_head", count=depth, params=shared_head, terms=(_linear(shared_head),)
-        )
+    if model.mtp:
+        yield from _mtp_components(lane, model.mtp)
+
+
+def _mtp_components(lane: Lane, mtp: MtpSpec) -> Iterator[Component]:
+    model = lane.model
+    attention = params.mtp_attention(model)
+    if attention is None:
+        raise LaneError("model.mtp needs [model.attention] or [model.grouped_query]")
+    keys = causal_keys(lane.batch.sequence_length)
+    core = (
+        _attention_core(attention, keys)
+        if isinstance(attention, AttentionSpec)
+        else _grouped_query_core(attention, keys)
+    )
+    block = params.mtp_params(mtp, attention, model.hidden_size)
+    num_blocks = 1 if mtp.sharing == "shared" else mtp.depth
+    yield Component(name="mtp_block", count=num_blocks, params=block, terms=(_linear(block), core))
+    yield Component(
+        name="mtp_block_reused",
+        count=mtp.depth - num_blocks,
+        params=BlockParams(total=0, active=0, matmul=block.matmul),
+        terms=(_linear(block), core),
+    )
+    head = BlockParams(total=0, active=0, matmul=model.vocab_size * model.hidden_size)
+    yield Component(name="mtp_head", count=mtp.depth, params=head, terms=(_linear(head),))
 
 
 def _parameters_only(name: str, count: int) -> Component:
@@ -299,6 +319,9 @@ def _indexer_terms(
 
 def _ssm_core(mamba: MambaSpec) -> Term:
     d_inner = mamba.num_heads * mamba.head_dim
+    if mamba.version == "mamba2":
+        convolution = 2 * mamba.conv_kernel_size * params.mamba2_conv_channels(mamba)
+        return Term(kind="core", forward=float(5 * d_inner * mamba.state_size + convolution))
     per_state_element = max(7, 4 * mamba.mimo_rank)
     return Term(kind="core", forward=float(per_state_element * d_inner * mamba.state_size))
 

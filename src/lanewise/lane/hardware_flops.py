@@ -29,6 +29,7 @@ from lanewise.lane.flops import (
 )
 from lanewise.lane.index_layers import is_dense_warmup
 from lanewise.lane.schema import AttentionSpec, Lane
+from lanewise.lane.tax_flops import tax_components
 
 FAMILY_OF_COMPONENT = {
     "attention_dense": "attention",
@@ -40,6 +41,11 @@ FAMILY_OF_COMPONENT = {
     "grouped_query": "grouped_query",
     "mlp": "mlp",
     "mtp_block": "mtp",
+    "mtp_block_reused": "mtp",
+    "engram_attention": "attention",
+    "engram_grouped_query": "grouped_query",
+    "depth_routing_moe": "moe",
+    "depth_routing_mlp": "mlp",
 }
 """Component → its key in `[recompute]`."""
 
@@ -107,13 +113,22 @@ def _changes(lane: Lane, switches: Mapping[str, bool]) -> Iterator[Change]:
             continue
         yield from _attention_changes(lane, component)
         yield from _recomputation(lane, component)
+    for tax in tax_components(lane, switches):
+        yield Change(
+            reason="tax switched on",
+            component=tax.name,
+            flops_per_token=tax.count * _training(tax),
+        )
+        yield from _recomputation(lane, tax)
 
 
 def _attention_changes(lane: Lane, component: Component) -> Iterator[Change]:
     spec = lane.model.attention
-    if spec is None or not component.name.startswith("attention_") or is_dense_warmup(lane.model):
+    if spec is None or is_dense_warmup(lane.model):
         return
-    is_sparse = component.name != "attention_dense"
+    if not component.name.startswith(("attention_", "mtp_block")):
+        return
+    is_sparse = component.name.startswith("attention_sparse")
     if is_sparse or spec.form == "absorbed":
         yield Change(
             reason="absorbed core",

@@ -16,6 +16,7 @@ from lanewise.lane.schema import (
     GroupedQuerySpec,
     MambaSpec,
     MlpSpec,
+    ModelSpec,
     MoeSpec,
     MtpSpec,
     NgramEmbeddingSpec,
@@ -90,9 +91,37 @@ def moe_params(spec: MoeSpec, hidden_size: int) -> BlockParams:
 
 
 def mamba_params(spec: MambaSpec, hidden_size: int) -> BlockParams:
-    """`M`: in_proj d×(2·d_in + 2·N·G·R + 3·H + n_ang) with d_in = H·P and n_ang = ⌊N·rope_fraction⌋/2,
+    """`M`, of either version."""
+    if spec.version == "mamba2":
+        return mamba2_params(spec, hidden_size)
+    return mamba3_params(spec, hidden_size)
+
+
+def mamba2_conv_channels(spec: MambaSpec) -> int:
+    """Channels of Mamba-2's depthwise convolution: x (H·P), B and C (G·N each)."""
+    return spec.num_heads * spec.head_dim + 2 * spec.num_groups * spec.state_size
+
+
+def mamba2_params(spec: MambaSpec, hidden_size: int) -> BlockParams:
+    """`M`, Mamba-2: in_proj d×(2·d_in + 2·N·G + H) with d_in = H·P, depthwise causal convolution of width
+    conv_kernel_size with bias over x, B and C, A_log H, dt_bias H, D H, output RMSNorm d_in, out_proj d_in×d.
+    """
+    d_in = spec.num_heads * spec.head_dim
+    channels = mamba2_conv_channels(spec)
+    matmul = hidden_size * (d_in + channels + spec.num_heads) + d_in * hidden_size
+    vectors = (
+        channels * (spec.conv_kernel_size + 1)
+        + 3 * spec.num_heads  # A_log, dt_bias, D
+        + d_in  # output RMSNorm
+    )
+    total = matmul + vectors + hidden_size
+    return BlockParams(total=total, active=total, matmul=matmul)
+
+
+def mamba3_params(spec: MambaSpec, hidden_size: int) -> BlockParams:
+    """`M`, Mamba-3: in_proj d×(2·d_in + 2·N·G·R + 3·H + n_ang) with d_in = H·P and n_ang = ⌊N·rope_fraction⌋/2,
     dt_bias H, RMSNorm weights of B and C N each, q_bias and k_bias H×R×N, D H, for R > 1 ψ_x, ψ_z, ψ_o H×R×P,
-    out_proj d_in×d.
+    with output_norm its weight H×P, out_proj d_in×d.
     """
     d_in = spec.num_heads * spec.head_dim
     num_angles = math.floor(spec.state_size * spec.rope_fraction) // 2
@@ -109,6 +138,7 @@ def mamba_params(spec: MambaSpec, hidden_size: int) -> BlockParams:
         + 2 * spec.state_size  # RMSNorm of B and C
         + 2 * spec.num_heads * spec.mimo_rank * spec.state_size  # q_bias, k_bias
         + spec.num_heads  # D
+        + (d_in if spec.output_norm else 0)
     )
     total = matmul + mimo_factors + vectors + hidden_size
     return BlockParams(total=total, active=total, matmul=matmul)
@@ -154,18 +184,30 @@ def mlp_params(spec: MlpSpec, hidden_size: int) -> BlockParams:
     return BlockParams(total=matmul + hidden_size, active=matmul + hidden_size, matmul=matmul)
 
 
-def mtp_params(spec: MtpSpec, attention: AttentionSpec, hidden_size: int) -> BlockParams:
-    """One MTP depth: RMSNorm of the hidden state and of the embedding, projection 2d×d, a dense MLA sub-layer, an MLP
-    d×F_mtp and F_mtp×d without gate, both pre-normed, and a final RMSNorm. The head and the embedding are the model's.
+def mtp_params(
+    spec: MtpSpec, attention: AttentionSpec | GroupedQuerySpec, hidden_size: int
+) -> BlockParams:
+    """One MTP block: RMSNorm of the hidden state and of the embedding, projection 2d×d, a dense attention sub-layer and
+    an MLP sub-layer of width F_mtp, each with its pre-norm, and a final RMSNorm. Head and embedding are the model's.
     """
-    attention_block = attention_params(attention, hidden_size)
-    matmul = (
-        2 * hidden_size * hidden_size
-        + attention_block.matmul
-        + 2 * hidden_size * spec.mlp_hidden_size
+    parts = (
+        attention_params(attention, hidden_size)
+        if isinstance(attention, AttentionSpec)
+        else grouped_query_params(attention, hidden_size),
+        mlp_params(
+            MlpSpec(mlp_hidden_size=spec.mlp_hidden_size, activation=spec.activation), hidden_size
+        ),
     )
-    norms = attention_block.total - attention_block.matmul + 4 * hidden_size
-    return BlockParams(total=matmul + norms, active=matmul + norms, matmul=matmul)
+    projection = 2 * hidden_size * hidden_size
+    total = projection + 3 * hidden_size + sum(part.total for part in parts)
+    return BlockParams(
+        total=total, active=total, matmul=projection + sum(part.matmul for part in parts)
+    )
+
+
+def mtp_attention(model: ModelSpec) -> AttentionSpec | GroupedQuerySpec | None:
+    """The attention of an MTP block: MLA where the model has its table, else grouped-query attention."""
+    return model.attention or model.grouped_query
 
 
 def ngram_params(spec: NgramEmbeddingSpec, hidden_size: int) -> BlockParams:

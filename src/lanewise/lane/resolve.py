@@ -15,11 +15,11 @@ from lanewise.errors import LaneError, NotBuiltError, UsageError
 from lanewise.lane import machine
 from lanewise.lane.config import Config, apply_config
 from lanewise.lane.digest import config_digest, lane_digest, model_digest
-from lanewise.lane.features import BY_KEY, FEATURES, Feature, Preference
+from lanewise.lane.features import BY_KEY, FEATURES, Feature, Preference, runs_op
 from lanewise.lane.ledger import Ledger, LedgerSource
 from lanewise.lane.names import canonical_name
 from lanewise.lane.resolved import FeatureDecision, FeatureSource, ResolvedLane
-from lanewise.lane.schema import Lane
+from lanewise.lane.schema import Lane, ModelSpec
 from lanewise.lane.suggest import did_you_mean
 
 OP_NAMES: tuple[str, ...] = tuple(
@@ -77,7 +77,7 @@ def resolve(
         for feature in FEATURES
         if feature.applies_to(lane.model)
     )
-    op_preferences = _op_preferences(decisions, device_type)
+    op_preferences = _op_preferences(decisions, lane.model, device_type)
     _check_pins_against_overrides(lane.ops, overrides)
     op_preferences.update({op: (backend,) for op, backend in lane.ops.items()})
     return ResolvedLane(
@@ -143,12 +143,14 @@ def _decide(
 
 
 def _op_preferences(
-    decisions: Iterable[FeatureDecision], device_type: machine.DeviceType
+    decisions: Iterable[FeatureDecision], model: ModelSpec, device_type: machine.DeviceType
 ) -> dict[str, Preference]:
     preferences: dict[str, Preference] = {}
     for decision in decisions:
         feature = BY_KEY[decision.key]
         for op, by_device in feature.settings[decision.state].ops.items():
+            if not runs_op(op, model):
+                continue
             if device_type not in by_device and decision.source in ("explicit", "ablation"):
                 raise UsageError(
                     f"feature {feature.key} = '{decision.state}' names no backend of {op} for device {device_type} "

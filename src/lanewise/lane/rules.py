@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from lanewise.lane import machine, pattern, topology
 from lanewise.lane.features import BY_KEY
+from lanewise.lane.params import mtp_attention
 from lanewise.lane.resolve import OP_NAMES, state_fault
 from lanewise.lane.schema import (
     AttentionSpec,
@@ -17,6 +18,7 @@ from lanewise.lane.schema import (
     SparseAttentionSpec,
 )
 from lanewise.lane.suggest import did_you_mean
+from lanewise.lane.tax_rules import ngram_fault
 from lanewise.lane.topology import Fault, divisors_in_words
 
 BYTE_VOCABULARY = 257
@@ -40,6 +42,7 @@ def faults(lane: Lane) -> Iterator[Fault]:
     if model.mamba:
         yield from _mamba_faults(model.mamba, lane.batch.sequence_length)
     yield from _other_model_faults(model)
+    yield from _auxiliary_objective_faults(lane)
     yield from _recipe_faults(lane)
     yield from _recompute_faults(lane)
     yield from _name_faults(lane)
@@ -55,8 +58,11 @@ def _pattern_faults(model: ModelSpec) -> Iterator[Fault]:
                 ("model", "pattern"),
                 f"= '{model.pattern}' has {letter} ({pattern.LETTERS[letter]}), which needs the table [model.{table}]",
             )
-    if model.mtp and model.attention is None:
-        yield ("model", "mtp"), "needs [model.attention], the block of every MTP depth"
+    if model.mtp and mtp_attention(model) is None:
+        yield (
+            ("model", "mtp"),
+            "needs [model.attention] or [model.grouped_query], the attention of its block",
+        )
     if model.attention and model.attention.sparse:
         yield from _sparse_faults(model.attention.sparse, num_attention=letters.count("A"))
 
@@ -126,8 +132,18 @@ def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
             f"= {mamba.num_groups} does not divide num_heads = {mamba.num_heads}; "
             f"use {divisors_in_words(mamba.num_heads)}",
         )
+    if mamba.version == "mamba2" and mamba.mimo_rank != 1:
+        yield (
+            (*path, "mimo_rank"),
+            f"= {mamba.mimo_rank} is of Mamba-3 only; use 1 beside version = 'mamba2'",
+        )
+    if mamba.version == "mamba3" and mamba.state_size % 2:
+        yield (
+            (*path, "state_size"),
+            f"= {mamba.state_size} is odd; rotation turns pairs of coordinates, use an even number",
+        )
     rotated = math.floor(mamba.state_size * mamba.rope_fraction)
-    if rotated % 2:
+    if mamba.version == "mamba3" and rotated % 2:
         yield (
             (*path, "rope_fraction"),
             f"= {mamba.rope_fraction} rotates {rotated} of state_size = {mamba.state_size} coordinates, an odd number; "
@@ -157,10 +173,31 @@ def _other_model_faults(model: ModelSpec) -> Iterator[Fault]:
             f"= {model.moe.top_k} exceeds num_experts = {model.moe.num_experts}; "
             f"use at most {model.moe.num_experts}",
         )
-    if model.ngram_embedding and not model.ngram_embedding.orders:
+    if model.ngram_embedding and (fault := ngram_fault(model.ngram_embedding)):
+        yield fault
+
+
+def _auxiliary_objective_faults(lane: Lane) -> Iterator[Fault]:
+    model, length = lane.model, lane.batch.sequence_length
+    if model.mtp and model.mtp.depth >= length:
         yield (
-            ("model", "ngram_embedding", "orders"),
-            '= [] hashes nothing; set model.ngram_embedding = "none" instead',
+            ("model", "mtp", "depth"),
+            f"= {model.mtp.depth} looks past every row of batch.sequence_length = {length}; "
+            f"use at most {length - 1}",
+        )
+    stp = model.stp
+    if stp.end_step is not None and stp.end_step <= stp.start_step:
+        yield (
+            ("model", "stp", "end_step"),
+            f"= {stp.end_step} must be above start_step = {stp.start_step}; "
+            "switch the penalty off with features.stp = off",
+        )
+    if list(stp.layers) != sorted(set(stp.layers)) or any(
+        layer >= model.num_layers for layer in stp.layers
+    ):
+        yield (
+            ("model", "stp", "layers"),
+            f"= {list(stp.layers)} must rise without repeats among layers 0 to {model.num_layers - 1}",
         )
 
 
@@ -216,6 +253,7 @@ def _name_faults(lane: Lane) -> Iterator[Fault]:
     reason = None if wanted == "auto" else machine.fault(wanted)
     if reason is not None:
         yield ("topology", "machine"), f"= '{wanted}' {reason}"
+    has_pattern = pattern.fault(lane.model.pattern) is None
     for key, state in lane.features.items():
         feature = BY_KEY.get(key)
         reason = (
@@ -223,6 +261,9 @@ def _name_faults(lane: Lane) -> Iterator[Fault]:
             if feature is None
             else state_fault(feature, state)
         )
+        if reason is None and feature is not None and state != "off" and has_pattern:
+            misfit = feature.misfit(lane.model)
+            reason = f"= '{state}' cannot be: {misfit}" if misfit else None
         if reason is not None:
             yield ("features", key), reason
     for op in lane.ops:

@@ -114,10 +114,11 @@ class MambaSpec(Spec):
     mimo_rank: PositiveInt = 1
     """1 is SISO; more is MIMO of that rank."""
     rope_fraction: Ratio = 0.5
+    """Share of the state that rotates. Mamba-3 only, like decay_map, output_norm and a_floor: Mamba-2 has none of them."""
     chunk_size: PositiveInt = 64
     decay_map: Literal["reciprocal", "softplus"] = "reciprocal"
     output_norm: bool = False
-    """RMSNorm per head before the gate (Mamba-3) instead of the gate alone; Mamba-2 always has its gated norm."""
+    """RMSNorm per head before the gate (Mamba-3) instead of the gate alone; Mamba-2 always has its own gated norm."""
     conv_kernel_size: PositiveInt = 4
     """Taps of Mamba-2's convolution; Mamba-3 has none."""
     dt_min: PositiveFloat = 1e-3

@@ -7,9 +7,9 @@ by what the model feeds in and nothing here branches on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,14 @@ _KEEP_FP32 = "lanewise_keep_fp32"
 _NO_WEIGHT_DECAY = "lanewise_no_weight_decay"
 _HIDDEN_MATRIX = "lanewise_hidden_matrix"
 NO_LOSSES: Mapping[str, Tensor] = MappingProxyType({})
+
+IGNORE_INDEX = -100
+"""Target that does not count towards the loss."""
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"fp32": torch.float32, "bf16": torch.bfloat16}
+)
+"""Names of precisions in a lane."""
 
 
 class Context(NamedTuple):
@@ -58,8 +66,11 @@ class BlockOutput(NamedTuple):
     expert_ids: Tensor | None = None
 
 
-BlockState = tuple[Tensor, ...]
-"""What a sub-layer carries from token to token in decoding; a NamedTuple of the block, never changed in place."""
+BlockState = tuple[Any, ...]
+"""What a sub-layer carries from token to token in decoding; a NamedTuple of the block, never changed in place.
+
+Its fields are tensors, or the state of a block that this one wraps.
+"""
 
 
 class Block(nn.Module):
@@ -97,6 +108,16 @@ class Block(nn.Module):
 
     def observe(self, output: BlockOutput) -> None:
         """Count what a training step must remember of this output, e.g. tokens per expert; once per micro-batch."""
+
+
+RunBlock = Callable[[Block, Tensor, Context], BlockOutput]
+"""How a layer is run in training; replaced from outside, e.g. by one that computes it again in the backward pass."""
+
+
+def run_plainly(block: Block, x: Tensor, context: Context) -> BlockOutput:
+    """Call the block and keep what its backward needs."""
+    output: BlockOutput = block(x, context)
+    return output
 
 
 class Linear(nn.Module):
@@ -185,6 +206,16 @@ def must_stay_fp32(parameter: nn.Parameter) -> bool:
 def is_decayed(parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: matrices and stacks of matrices that are not marked."""
     return parameter.ndim >= 2 and not getattr(parameter, _NO_WEIGHT_DECAY, False)
+
+
+def forked(generator: torch.Generator) -> torch.Generator:
+    """A generator that follows from the state of `generator` and does not move it.
+
+    What is added to a model draws from it, so that the rest starts with the same weights as without the addition.
+    """
+    copy = generator.clone_state()
+    seed = torch.randint(1 << 62, (), generator=copy).item()
+    return torch.Generator().manual_seed(int(seed))
 
 
 def init_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:

@@ -1,9 +1,9 @@
 """The model: a pattern of block letters on one residual stream, with an untied head.
 
-    carried, normed = residual.open(embedding[tokens])
+    carried, normed = residual.open(embedding[tokens] + n-gram and metadata embeddings)
     for each layer i:      delta = block_i(normed)
                            carried, normed = residual.add(delta, carried, i + 1)
-    loss = linear_cross_entropy(normed, head, targets) + Σ auxiliary losses
+    loss = linear_cross_entropy(normed, head, targets) + Σ auxiliary losses, those of MTP and STP among them
 
 Every letter is one residual sub-layer with one pre-norm weight. Legend: B batch, T sequence, d hidden, W vocabulary.
 """
@@ -11,7 +11,7 @@ Every letter is one residual sub-layer with one pre-norm weight. Legend: B batch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,20 +21,25 @@ from torch import Tensor, nn
 from lanewise.lane.index_layers import is_dense_warmup
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import Lane
-from lanewise.models.assemble import build_block
+from lanewise.models.assemble import build_block, build_stream, wrap_block
 from lanewise.models.indexer import freeze_all_but_indexers
-from lanewise.models.layers import Block, BlockOutput, BlockState, Context, init_normal
+from lanewise.models.layers import (
+    IGNORE_INDEX,
+    NO_LOSSES,
+    Block,
+    BlockState,
+    Context,
+    RunBlock,
+    forked,
+    init_normal,
+    run_plainly,
+)
+from lanewise.models.metadata_embeddings import MetadataEmbeddings
 from lanewise.models.moe import MixtureOfExperts
-from lanewise.models.residual import ResidualStream
+from lanewise.models.mtp import MultiTokenPrediction
+from lanewise.models.ngram_embedding import NgramEmbedding
+from lanewise.models.stp import TrajectoryPenalty
 from lanewise.ops.opset import OpSet
-
-IGNORE_INDEX = -100
-"""Target that does not count towards the loss."""
-
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-RunBlock = Callable[[Block, Tensor, Context], BlockOutput]
-"""How a layer is run in training; replaced from outside, e.g. by one that computes it again in the backward pass."""
 
 
 class Loss(NamedTuple):
@@ -44,11 +49,20 @@ class Loss(NamedTuple):
         total: what is differentiated: cross-entropy plus all parts.
         cross_entropy: nats per token.
         parts: auxiliary losses by name, already weighted, each the sum over the layers that have it.
+        unweighted: those of the parts that mean something before they are weighted: the cross-entropy of MTP depth j
+            as `mtp_<j>`, the penalty `stp`.
     """
 
     total: Tensor
     cross_entropy: Tensor
     parts: Mapping[str, Tensor]
+    unweighted: Mapping[str, Tensor] = NO_LOSSES
+
+    def detach(self) -> Loss:
+        """The same values, cut from the graph."""
+        parts = {name: part.detach() for name, part in self.parts.items()}
+        unweighted = {name: loss.detach() for name, loss in self.unweighted.items()}
+        return Loss(self.total.detach(), self.cross_entropy.detach(), parts, unweighted)
 
 
 class Trunk(NamedTuple):
@@ -58,11 +72,15 @@ class Trunk(NamedTuple):
         hidden: final normed hidden states [B, T, d].
         losses: auxiliary losses by name, already weighted, summed over layers.
         expert_ids: routing of every E layer in order, int64 [S, k] each.
+        embedded: input of the residual stream [B, T, d].
+        paths: residual stream after each layer asked for, in the order of the layers [B, T, d].
     """
 
     hidden: Tensor
     losses: Mapping[str, Tensor]
     expert_ids: tuple[Tensor, ...]
+    embedded: Tensor
+    paths: tuple[Tensor, ...] = ()
 
 
 class ModelState(NamedTuple):
@@ -82,48 +100,79 @@ class HybridModel(nn.Module):
 
     Args:
         lane: the lane; only its model, batch and precision tables are read.
-        model_switches: features read at assembly (`extra_aux_losses`).
+        model_switches: features read at assembly: `mtp`, `extra_aux_losses` and the other taxes.
         ops: the op set, resolved for this lane and device.
+        token_facts: int16 [W, facts], what `train.data.token_facts` says of the tokenizer; needed by metadata embeddings.
 
     Attributes:
         blocks: one module per layer, in order.
-        residual: the stream between them, with the norms.
+        residual: the stream between them, or several, with the norms.
         run_block: how layer i is run in training, one per layer.
+        mtp: the MTP depths; None without them.
+        stp: the trajectory penalty; None without it.
+
+    Raises:
+        ValueError: metadata embeddings are on and there are no token facts.
     """
 
-    def __init__(self, lane: Lane, *, model_switches: Mapping[str, bool], ops: OpSet) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        *,
+        model_switches: Mapping[str, bool],
+        ops: OpSet,
+        token_facts: Tensor | None = None,
+    ) -> None:
         super().__init__()
         spec = lane.model
         self.spec = spec
         self.ops = ops
         self.letters = layer_letters(spec)
-        # Casts are made only where the lane mixes dtypes, so that an fp64 copy of an fp32 model stays fp64.
-        mixed = lane.precision.compute != lane.precision.residual
         self.embedding = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size))
+        self.ngram = (
+            NgramEmbedding(
+                spec.ngram_embedding, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size
+            )
+            if spec.ngram_embedding
+            else None
+        )
+        self.metadata: MetadataEmbeddings | None = None
+        if model_switches.get("metadata_embeddings", False):
+            if token_facts is None:
+                raise ValueError(
+                    "metadata embeddings need token_facts, a table of the tokenizer and none was given; "
+                    "pass train.data.token_facts.token_facts(tokenizer, vocab_size)"
+                )
+            self.metadata = MetadataEmbeddings(
+                spec.metadata_embeddings,
+                hidden_size=spec.hidden_size,
+                vocab_size=spec.vocab_size,
+                token_facts=token_facts,
+            )
         seen: Counter[str] = Counter()
         self.blocks = nn.ModuleList()
-        for letter in self.letters:
+        for index, letter in enumerate(self.letters):
+            block = build_block(
+                letter, lane, model_switches=model_switches, ops=ops, rank=seen[letter]
+            )
             self.blocks.append(
-                build_block(letter, lane, model_switches=model_switches, ops=ops, rank=seen[letter])
+                wrap_block(block, letter, index, lane, model_switches=model_switches)
             )
             seen[letter] += 1
-        self.residual = ResidualStream(
-            num_layers=spec.num_layers,
-            hidden_size=spec.hidden_size,
-            eps=spec.norm_eps,
-            compute_dtype=DTYPES[lane.precision.compute] if mixed else None,
-            residual_dtype=(
-                DTYPES[lane.precision.residual] if lane.precision.residual != "fp32" else None
-            ),
-            ops=ops,
-        )
+        self.residual = build_stream(lane, model_switches=model_switches, ops=ops)
         self.head = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size))
-        self.run_block: list[RunBlock] = [_run_plainly] * len(self.letters)
+        self.run_block: list[RunBlock] = [run_plainly] * len(self.letters)
+        self.mtp = MultiTokenPrediction(lane, ops=ops) if model_switches.get("mtp") else None
+        self.stp = (
+            TrajectoryPenalty(spec.stp, seed=lane.seed) if model_switches.get("stp") else None
+        )
         if is_dense_warmup(spec):
             freeze_all_but_indexers(self)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw start values in layer order: N(0, init_std²), output projections ÷ sqrt(2 · num_layers).
+
+        The MTP depths come last, so that the trunk of a seed is the same with and without them.
 
         Args:
             generator: CPU generator, the only source of randomness of the weights.
@@ -131,17 +180,33 @@ class HybridModel(nn.Module):
         std = self.spec.init_std
         output_std = std / (2 * self.spec.num_layers) ** 0.5
         init_normal(self.embedding, std, generator)
+        if self.ngram is not None:
+            self.ngram.reset_parameters(std=std, generator=forked(generator))
+        if self.metadata is not None:
+            self.metadata.reset_parameters()
         for block in self.layers:
             block.reset_parameters(std=std, output_std=output_std, generator=generator)
         init_normal(self.head, std, generator)
+        if self.mtp is not None:
+            self.mtp.reset_parameters(std=std, output_std=output_std, generator=generator)
 
     @property
     def layers(self) -> list[Block]:
         """The blocks, typed."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
+    @property
+    def sub_layers(self) -> list[Block]:
+        """Every block: those of the layers, then those of the MTP depths."""
+        return [*self.layers, *(self.mtp.sub_layers if self.mtp is not None else ())]
+
     def forward(
-        self, tokens: Tensor, targets: Tensor, *, document_ids: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        document_ids: Tensor | None = None,
+        step: int = 0,
     ) -> Loss:
         """Loss of a micro-batch.
 
@@ -149,25 +214,44 @@ class HybridModel(nn.Module):
             tokens: int64 [B, T].
             targets: int64 [B, T]; `IGNORE_INDEX` does not count.
             document_ids: int64 [B, T], equal within a document and changing at its end; None when rows are one document.
+            step: the optimizer step, 0-based; STP has a window of steps and draws its spans by it.
         """
-        trunk = self.trunk(tokens, document_ids=document_ids)
-        cross_entropy = self.ops.linear_cross_entropy(
-            trunk.hidden.reshape(-1, self.spec.hidden_size),
-            self.head.to(trunk.hidden.dtype),
-            targets.reshape(-1),
-            IGNORE_INDEX,
+        if document_ids is not None:
+            document_ids = count_documents(document_ids)
+        stp = self.stp if self.stp is not None and self.stp.is_active(step) else None
+        trunk = self.trunk(
+            tokens, document_ids=document_ids, path_layers=stp.layers if stp is not None else ()
         )
-        parts = dict(trunk.losses)
-        return Loss(cross_entropy + sum(parts.values()), cross_entropy, parts)
+        head = self.head.to(trunk.hidden.dtype)
+        cross_entropy = self.ops.linear_cross_entropy(
+            trunk.hidden.flatten(0, 1), head, targets.flatten(), IGNORE_INDEX
+        )
+        parts, unweighted = dict(trunk.losses), {}
+        if self.mtp is not None:
+            depths = self.mtp(trunk.hidden, trunk.embedded, targets, head, document_ids)
+            for j, (weight, loss) in enumerate(zip(self.mtp.weights, depths, strict=True), start=1):
+                unweighted[f"mtp_{j}"] = loss
+                parts[f"mtp_{j}"] = weight * loss
+        if stp is not None:
+            unweighted["stp"] = stp(trunk.paths or (trunk.hidden,), step, document_ids)
+            parts["stp"] = stp.coefficient * unweighted["stp"]
+        return Loss(cross_entropy + sum(parts.values()), cross_entropy, parts, unweighted)
 
-    def trunk(self, tokens: Tensor, *, document_ids: Tensor | None = None) -> Trunk:
-        """All layers over a micro-batch; arguments as `forward`."""
+    def trunk(
+        self,
+        tokens: Tensor,
+        *,
+        document_ids: Tensor | None = None,
+        path_layers: Collection[int] = (),
+    ) -> Trunk:
+        """All layers over a micro-batch; arguments as `forward`, and the layers whose residual stream is kept."""
         context = Context(
             document_ids=None if document_ids is None else count_documents(document_ids)
         )
         losses: dict[str, Tensor] = {}
-        expert_ids = []
-        carried, normed = self.residual.open(self.embed(tokens))
+        expert_ids, paths = [], []
+        embedded = self.embed(tokens, context.document_ids)
+        carried, normed = self.residual.open(embedded)
         for index, block in enumerate(self.layers):
             output = self.run_block[index](block, normed, context)
             if self.training:
@@ -179,7 +263,9 @@ class HybridModel(nn.Module):
             if output.expert_ids is not None:
                 expert_ids.append(output.expert_ids)
             carried, normed = self.residual.add(output.delta, carried, index + 1)
-        return Trunk(normed, losses, tuple(expert_ids))
+            if index in path_layers:
+                paths.append(self.residual.stream(carried))
+        return Trunk(normed, losses, tuple(expert_ids), embedded, tuple(paths))
 
     def extend(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
         """The next tokens of B texts in inference.
@@ -195,7 +281,7 @@ class HybridModel(nn.Module):
         all_tokens = tokens if state is None else torch.cat([state.tokens, tokens], dim=1)
         context = Context()
         after = []
-        carried, normed = self.residual.open(self.embed(all_tokens)[:, -tokens.shape[1] :])
+        carried, normed = self.residual.open(self.embed(all_tokens, last=tokens.shape[1]))
         for index, (block, block_state) in enumerate(zip(self.layers, before, strict=True)):
             output, new_state = block.extend(normed, block_state, context)
             after.append(new_state)
@@ -204,9 +290,26 @@ class HybridModel(nn.Module):
             carried, normed = self.residual.add(output.delta, carried, index + 1)
         return normed, ModelState(all_tokens, tuple(after))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Input of the residual stream [B, T, d] for int64 [B, T]."""
-        return F.embedding(tokens, self.embedding)
+    def embed(
+        self, tokens: Tensor, document_ids: Tensor | None = None, *, last: int | None = None
+    ) -> Tensor:
+        """Input of the residual stream.
+
+        Args:
+            tokens: int64 [B, T], a row or a text from its start.
+            document_ids: int64 [B, T], changing where a document begins; None when rows are one document.
+            last: how many of the positions are wanted, from the end; None is all.
+
+        Returns:
+            [B, last, d].
+        """
+        wanted = tokens if last is None else tokens[:, -last:]
+        embedded = F.embedding(wanted, self.embedding)
+        if self.ngram is not None:
+            embedded = embedded + self.ngram(tokens, document_ids, last=last)
+        if self.metadata is not None:
+            embedded = embedded + self.metadata(tokens, document_ids, last=last)
+        return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., d] → fp32 [..., W]."""
@@ -230,8 +333,3 @@ def count_documents(document_ids: Tensor) -> Tensor:
     """
     changes = document_ids[:, 1:] != document_ids[:, :-1]
     return F.pad(changes.to(torch.int64).cumsum(dim=1), (1, 0))
-
-
-def _run_plainly(block: Block, x: Tensor, context: Context) -> BlockOutput:
-    output: BlockOutput = block(x, context)
-    return output

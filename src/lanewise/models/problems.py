@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from lanewise.lane.index_layers import attends_densely
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from lanewise.lane.index_layers import attends_densely, index_layers
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import AttentionSpec, Lane, SparseAttentionSpec
 from lanewise.models.mamba import num_angles
 from lanewise.ops.spec import Problem
 
 
-def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
-    """Op → the problem its call sites pose; only ops that this lane's pattern runs.
+def lane_problems(
+    lane: Lane, device_type: str, model_switches: Mapping[str, bool] = MappingProxyType({})
+) -> dict[str, Problem]:
+    """Op → the problem its call sites pose; only ops that this lane's pattern, and its MTP block, run.
 
     Args:
         lane: a validated lane.
         device_type: `cpu` or `cuda`.
+        model_switches: features read at assembly.
     """
     model, batch = lane.model, lane.batch
     letters = set(layer_letters(model))
+    if model_switches.get("mtp"):
+        letters.add("G" if model.attention is None else "A")
     length, rows = batch.sequence_length, batch.micro_batch_size
     tokens = {"S": rows * length, "d": model.hidden_size}
     dims: dict[str, dict[str, int]] = {
@@ -27,8 +35,9 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
     }
     also: dict[str, list[dict[str, int]]] = {}
     attention = model.attention if "A" in letters else None
-    is_dense = attends_densely(model)
-    if attention is not None and attention.form == "expanded" and is_dense:
+    has_dense_attention = attends_densely(model) or model_switches.get("mtp")
+    letters_with_core = letters if has_dense_attention else letters - {"A"}
+    if attention is not None and attention.form == "expanded" and "A" in letters_with_core:
         dims["mla_ingress"] = {
             "B": rows,
             "T": length,
@@ -37,9 +46,9 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
             "D_r": attention.qk_rope_head_dim,
             "D_v": attention.v_head_dim,
         }
-    if cores := _attention_cores(lane, letters):
+    if cores := _attention_cores(lane, letters_with_core):
         dims["attention_core"], *also["attention_core"] = cores
-    if attention is not None and attention.sparse is not None:
+    if attention is not None and attention.sparse is not None and index_layers(model):
         dims |= _sparse_dims(
             attention, attention.sparse, {"B": rows, "T": length, "H": attention.num_heads}
         )
@@ -51,15 +60,20 @@ def lane_problems(lane: Lane, device_type: str) -> dict[str, Problem]:
             "F": moe.expert_hidden_size,
         }
     if "M" in letters and (mamba := model.mamba) is not None:
-        dims["ssm_scan"] = {
+        scan = {
             "B": rows,
             "T": length,
             "H": mamba.num_heads,
             "P": mamba.head_dim,
             "N": mamba.state_size,
             "G": mamba.num_groups,
-            "n": num_angles(mamba),
         }
+        if mamba.version == "mamba2":
+            dims["ssd_scan"] = scan
+        elif mamba.mimo_rank > 1:
+            dims["mimo_scan"] = {**scan, "R": mamba.mimo_rank, "n": num_angles(mamba)}
+        else:
+            dims["ssm_scan"] = {**scan, "n": num_angles(mamba)}
     if "R" in letters and (recurrent := model.recurrent) is not None:
         dims["m2rnn_scan"] = {
             "B": rows,
@@ -84,7 +98,7 @@ def _attention_cores(lane: Lane, letters: set[str]) -> list[dict[str, int]]:
     """Dims of every different call site of `attention_core`."""
     model = lane.model
     heads: list[dict[str, int]] = []
-    if attends_densely(model) and (mla := model.attention) is not None:
+    if "A" in letters and (mla := model.attention) is not None:
         rope, latent = mla.qk_rope_head_dim, mla.kv_lora_rank
         heads.append(
             {"H": mla.num_heads, "H_kv": 1, "D_qk": latent + rope, "D_v": latent}

@@ -6,20 +6,25 @@
     o = m2rnn_scan(q, k, v, W, f)               h_t = f_t h_{t−1} + (1 − f_t) tanh(h_{t−1} W + k_t v_tᵀ), o_t = h_tᵀ q_t
     out = W_out RMSNorm((o + D ∘ v) ∘ silu(g))  the norm runs over all heads
 
-Legend: B batch, T sequence, d hidden, H heads, K and V key and value dims.
+The convolution and the state start anew in every document. Legend: B batch, T sequence, d hidden, H heads, K and V key and
+value dims, J taps, C channels of the convolution.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise.lane.schema import RecurrentSpec
+from lanewise.models.causal_conv import causal_depthwise_conv, extend_causal_conv
 from lanewise.models.layers import (
     NO_CONTEXT,
     Block,
     BlockOutput,
+    BlockState,
     Context,
     Linear,
     RMSNorm,
@@ -27,12 +32,25 @@ from lanewise.models.layers import (
     init_normal,
     special_parameter,
 )
+from lanewise.ops.m2rnn_scan import next_state, read_state
 from lanewise.ops.opset import OpSet
 
 A_INIT_MAX = 16.0
 """`exp(A_log)` starts uniform in (0, 16]."""
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 """`softplus(dt_bias)` starts log-uniform in [DT_MIN, DT_MAX]."""
+
+
+class RecurrentState(NamedTuple):
+    """What an `R` layer carries from token to token.
+
+    Attributes:
+        conv: the last J − 1 inputs of the convolution [B, J − 1, C].
+        matrix: h [B, H, K, V], fp32 or wider.
+    """
+
+    conv: Tensor
+    matrix: Tensor
 
 
 class Recurrent(Block):
@@ -81,37 +99,64 @@ class Recurrent(Block):
             self.dt_bias, dt_min=DT_MIN, dt_max=DT_MAX, dt_floor=DT_FLOOR, generator=generator
         )
 
-    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> BlockOutput:  # noqa: ARG002
-        """Recur over [B, T, d] causally."""
-        spec = self.spec
-        batch, length, _ = x.shape
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
+        """Recur over [B, T, d] causally, anew in every document."""
+        ids = context.document_ids
         convolved, dd_forget, gate = self.in_proj(x).split(self.widths, dim=-1)
-        convolved = F.silu(causal_depthwise_conv(convolved, self.conv_weight, self.conv_bias))
-        q, k, v = torch.split(convolved, [spec.key_dim, spec.key_dim, self.widths[2]], dim=-1)
-        v = v.reshape(batch, length, spec.num_heads, spec.value_dim)
-        dt = F.softplus(dd_forget.to(self.dt_bias.dtype) + self.dt_bias)
-        forget = torch.exp(-torch.exp(self.a_log) * dt).to(x.dtype)
+        convolved = causal_depthwise_conv(convolved, self.conv_weight, self.conv_bias, ids)
+        q, k, v = self._heads(convolved)
         output = self.ops.m2rnn_scan(
-            q, k, v, self.state_weight.to(x.dtype), forget, spec.state_gradient_clip
+            q,
+            k,
+            v,
+            self.state_weight.to(x.dtype),
+            self._forget(dd_forget).to(x.dtype),
+            self.spec.state_gradient_clip,
+            ids,
         )
-        output = (output + self.skip.to(x.dtype) * v).reshape(batch, length, -1)
-        return BlockOutput(self.out(self.norm(output * F.silu(gate))))
+        return BlockOutput(self._project_out(output, v, gate))
 
+    def extend(
+        self,
+        x: Tensor,
+        state: BlockState | None,
+        context: Context = NO_CONTEXT,  # noqa: ARG002  a text is one document
+    ) -> tuple[BlockOutput, RecurrentState]:
+        """The next tokens [B, T, d], one step of the recurrence after the other; for inference, so nothing is clipped."""
+        before = None if state is None else cast("RecurrentState", state)
+        convolved, dd_forget, gate = self.in_proj(x).split(self.widths, dim=-1)
+        convolved, conv = extend_causal_conv(
+            convolved, self.conv_weight, self.conv_bias, None if before is None else before.conv
+        )
+        q, k, v = self._heads(convolved)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        q_wide, k_wide, v_wide, weight = (y.to(dtype) for y in (q, k, v, self.state_weight))
+        forget = self._forget(dd_forget).to(x.dtype).to(dtype)  # rounded as `forward` rounds it
+        matrix = (
+            v_wide.new_zeros(len(x), self.spec.num_heads, self.spec.key_dim, self.spec.value_dim)
+            if before is None
+            else before.matrix
+        )
+        outputs = []
+        for t in range(x.shape[1]):
+            matrix = next_state(matrix, k_wide[:, t], v_wide[:, t], weight, forget[:, t])
+            outputs.append(read_state(matrix, q_wide[:, t]))
+        output = torch.stack(outputs, dim=1).to(x.dtype)
+        return BlockOutput(self._project_out(output, v, gate)), RecurrentState(conv, matrix)
 
-def causal_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`y[t, c] = bias[c] + Σ_j weight[c, j] · x[t − (J − 1) + j, c]` with zeros before the start.
+    def _heads(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k [B, T, K] and v [B, T, H, V] from the filtered projections."""
+        spec = self.spec
+        widths = [spec.key_dim, spec.key_dim, spec.num_heads * spec.value_dim]
+        q, k, v = torch.split(F.silu(convolved), widths, dim=-1)
+        return q, k, torch.unflatten(v, -1, (spec.num_heads, spec.value_dim))
 
-    Args:
-        x: [B, T, C].
-        weight: [C, J], the last tap multiplies the present.
-        bias: [C].
+    def _forget(self, dd_forget: Tensor) -> Tensor:
+        """f [B, T, H], fp32 or wider."""
+        dt = F.softplus(dd_forget.to(self.dt_bias.dtype) + self.dt_bias)
+        return torch.exp(-torch.exp(self.a_log) * dt)
 
-    Returns:
-        [B, T, C] in the dtype of `x`.
-    """
-    num_taps = weight.shape[1]
-    padded = F.pad(x.transpose(1, 2), (num_taps - 1, 0))
-    filtered = F.conv1d(
-        padded, weight.to(x.dtype).unsqueeze(1), bias.to(x.dtype), groups=weight.shape[0]
-    )
-    return filtered.transpose(1, 2)
+    def _project_out(self, output: Tensor, v: Tensor, gate: Tensor) -> Tensor:
+        skipped = (output + self.skip.to(v.dtype) * v).flatten(-2)
+        projected: Tensor = self.out(self.norm(skipped * F.silu(gate)))
+        return projected

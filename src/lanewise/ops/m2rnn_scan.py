@@ -1,6 +1,6 @@
 """`m2rnn_scan`: the recurrence of M2RNN, a matrix state with a tanh update and a forget gate.
 
-Per batch row and head, with h_0 = 0:
+Per batch row and head, with h_0 = 0 and, in the first step of every document, h_{t−1} = 0:
 
     c_t = tanh(h_{t−1} W + k_t v_tᵀ)      h_t = f_t h_{t−1} + (1 − f_t) c_t      o_t = h_tᵀ q_t
 
@@ -10,7 +10,8 @@ f, the skip, gate and norm that follow are the block's business.
 The gradient of the state is clipped: let g_t = dL/dh_t be complete, that is q_t do_tᵀ plus what step t + 1 sent back.
 Then clamp(g_t, ±state_gradient_clip), element by element, stands for it in everything further back: in the gradients of
 f_t, W, k_t, v_t and in what step t sends to h_{t−1}. dq_t does not pass through the state and is not clipped. All
-backends clip at this place, so they agree also where the clip is active; `inf` turns it off.
+backends clip at this place, so they agree also where the clip is active; `inf` turns it off. A step that begins a document
+sends nothing to the step before it.
 
 Shape legend: B batch, T sequence, H heads, K key dim (rows of the state), V value dim (columns).
 Dtypes: fp64, fp32, bf16; bf16 is computed in fp32. The result has the dtype of `v`.
@@ -27,22 +28,43 @@ from lanewise.ops.spec import Backend, OpSpec
 
 
 def reference(
-    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, forget: Tensor, state_gradient_clip: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    forget: Tensor,
+    state_gradient_clip: float,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """The recurrence as written above, one step after the other; the oracle. Arguments as `m2rnn_scan`."""
     state_BHKV = v.new_zeros(v.shape[0], v.shape[2], k.shape[2], v.shape[3])
     outputs = []
     for t in range(v.shape[1]):
-        outer_BHKV = k[:, t, None, :, None] * v[:, t, :, None, :]
-        candidate_BHKV = torch.tanh(torch.einsum("bhkv,hvw->bhkw", state_BHKV, weight) + outer_BHKV)
-        forget_BH11 = forget[:, t, :, None, None]
-        state_BHKV = forget_BH11 * state_BHKV + (1 - forget_BH11) * candidate_BHKV
+        if document_ids is not None and t > 0:
+            begins = document_ids[:, t] != document_ids[:, t - 1]
+            state_BHKV = state_BHKV.masked_fill(begins[:, None, None, None], 0)
+        state_BHKV = next_state(state_BHKV, k[:, t], v[:, t], weight, forget[:, t])
         if state_BHKV.requires_grad:
             state_BHKV.register_hook(  # type: ignore[no-untyped-call]
                 lambda grad: grad.clamp(-state_gradient_clip, state_gradient_clip)
             )
-        outputs.append((q[:, t, None, :, None] * state_BHKV).sum(dim=2))
+        outputs.append(read_state(state_BHKV, q[:, t]))
     return torch.stack(outputs, dim=1).to(v.dtype)
+
+
+def next_state(
+    state_BHKV: Tensor, k_BK: Tensor, v_BHV: Tensor, weight_HVV: Tensor, forget_BH: Tensor
+) -> Tensor:
+    """h_t from h_{t−1}, the formula of one step."""
+    outer_BHKV = k_BK[:, None, :, None] * v_BHV[:, :, None, :]
+    pre_BHKV = torch.einsum("bhkv,hvw->bhkw", state_BHKV, weight_HVV) + outer_BHKV
+    forget_BH11 = forget_BH[..., None, None]
+    return forget_BH11 * state_BHKV + (1 - forget_BH11) * torch.tanh(pre_BHKV)
+
+
+def read_state(state_BHKV: Tensor, q_BK: Tensor) -> Tensor:
+    """o_t [B, H, V] from h_t."""
+    return (q_BK[:, None, :, None] * state_BHKV).sum(dim=2)
 
 
 SPEC = OpSpec(
@@ -76,6 +98,7 @@ def m2rnn_scan(
     weight: Tensor,
     forget: Tensor,
     state_gradient_clip: float,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """Scan a sequence with the M2RNN recurrence, with the chosen backend.
 
@@ -87,6 +110,7 @@ def m2rnn_scan(
         weight: transition of each head [H, V, V].
         forget: how much of the state stays [B, T, H], in (0, 1).
         state_gradient_clip: bound > 0 on every element of the state's gradient; `inf` for none.
+        document_ids: int64 [B, T], changing where a document begins inside a row; None when a row is one document.
 
     Returns:
         [B, T, H, V] in the dtype of `v`.
@@ -95,12 +119,14 @@ def m2rnn_scan(
         ValueError: a shape or the bound does not fit.
     """
     batch, length, heads, value_dim = v.shape
-    expected = {
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
         "q": (q, (batch, length, k.shape[-1])),
         "k": (k, (batch, length, k.shape[-1])),
         "weight": (weight, (heads, value_dim, value_dim)),
         "forget": (forget, (batch, length, heads)),
     }
+    if document_ids is not None:
+        expected["document_ids"] = (document_ids, (batch, length))
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise ValueError(
@@ -111,5 +137,5 @@ def m2rnn_scan(
         raise ValueError(
             f"m2rnn_scan: state_gradient_clip is {state_gradient_clip} and must be positive; use inf for no clipping"
         )
-    o: Tensor = run(q, k, v, weight, forget, state_gradient_clip)
+    o: Tensor = run(q, k, v, weight, forget, state_gradient_clip, document_ids)
     return o

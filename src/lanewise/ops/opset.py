@@ -17,10 +17,12 @@ from lanewise.ops import (
     indexer_warmup_loss,
     linear_cross_entropy,
     m2rnn_scan,
+    mimo_scan,
     mla_ingress,
     moe_experts,
     optimizer_step,
     sparse_attention,
+    ssd_scan,
     ssm_scan,
 )
 from lanewise.ops.dispatch import choose, did_you_mean, load
@@ -182,14 +184,55 @@ class OpSet:
         q_bias: Tensor,
         k_bias: Tensor,
         skip: Tensor,
-        z: Tensor,
+        z: Tensor | None,
         chunk_size: int,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Mamba-3 scan; see `ops.ssm_scan`."""
         run = self._launch("ssm_scan")
         return ssm_scan.ssm_scan(
-            run, q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size
+            run, q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size, document_ids
         )
+
+    def ssd_scan(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        skip: Tensor,
+        chunk_size: int,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Mamba-2 scan; see `ops.ssd_scan`."""
+        run = self._launch("ssd_scan")
+        return ssd_scan.ssd_scan(run, x, dt, a, b, c, skip, chunk_size, document_ids)
+
+    def mimo_scan(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dt: Tensor,
+        a_dt: Tensor,
+        trap: Tensor,
+        angles: Tensor,
+        q_bias: Tensor,
+        k_bias: Tensor,
+        skip: Tensor,
+        z: Tensor | None,
+        psi_x: Tensor,
+        psi_z: Tensor | None,
+        psi_o: Tensor | None,
+        chunk_size: int,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Mamba-3 MIMO scan; see `ops.mimo_scan`."""
+        return mimo_scan.mimo_scan(
+            self._launch("mimo_scan"), q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip,
+            z, psi_x, psi_z, psi_o, chunk_size, document_ids,
+        )  # fmt: skip
 
     def m2rnn_scan(
         self,
@@ -199,10 +242,12 @@ class OpSet:
         weight: Tensor,
         forget: Tensor,
         state_gradient_clip: float,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Matrix-state recurrence; see `ops.m2rnn_scan`."""
+        run = self._launch("m2rnn_scan")
         return m2rnn_scan.m2rnn_scan(
-            self._launch("m2rnn_scan"), q, k, v, weight, forget, state_gradient_clip
+            run, q, k, v, weight, forget, state_gradient_clip, document_ids
         )
 
     def linear_cross_entropy(

@@ -14,10 +14,12 @@ from lanewise.ops import (
     indexer_warmup_loss,
     linear_cross_entropy,
     m2rnn_scan,
+    mimo_scan,
     mla_ingress,
     moe_experts,
     optimizer_step,
     sparse_attention,
+    ssd_scan,
     ssm_scan,
 )
 from lanewise.ops.dispatch import installation_rejection
@@ -34,6 +36,8 @@ SPECS: Mapping[str, OpSpec] = MappingProxyType(
         "indexer_warmup_loss": indexer_warmup_loss.SPEC,
         "moe_experts": moe_experts.SPEC,
         "ssm_scan": ssm_scan.SPEC,
+        "mimo_scan": mimo_scan.SPEC,
+        "ssd_scan": ssd_scan.SPEC,
         "m2rnn_scan": m2rnn_scan.SPEC,
         "linear_cross_entropy": linear_cross_entropy.SPEC,
         "optimizer_step": optimizer_step.SPEC,

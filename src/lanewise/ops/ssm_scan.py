@@ -6,12 +6,12 @@ Per batch row and head, with S_0 = 0 and k_0 = v_0 = 0:
     θ_t = θ_{t−1} + π·tanh(angles_t)·dt_t                     (θ_0 = 0; per head, since dt is per head)
     q̂_t = Rot(θ_t)(q_t + q_bias)      k̂_t = Rot(θ_t)(k_t + k_bias)
     S_t = α_t S_{t−1} + β_t v_{t−1} k̂_{t−1}ᵀ + γ_t v_t k̂_tᵀ
-    y_t = (S_t q̂_t + skip·v_t) · silu(z_t)
+    y_t = (S_t q̂_t + skip·v_t) · silu(z_t)                   (without the gate where z is None)
 
 Rot turns the coordinate pairs (2i, 2i+1), i < n, of its argument by θ_{t,i}; the other N − 2n coordinates stay. Head h
 takes q and k of group h // (H/G). The recurrence is the exponential-trapezoidal rule of Mamba-3 (arXiv 2603.15569;
 state-spaces/mamba, `mamba_ssm/modules/mamba3.py`); projections, RMSNorm of q and k, and the maps to dt, A are the
-block's business.
+block's business. Where a document begins (`document_ids` changes), S_{t−1}, k_{t−1}, v_{t−1} and θ_{t−1} are zero again.
 
 Shape legend: B batch, T sequence, G groups, H heads (a multiple of G), N state (even), P head dim, n rotated pairs
 (2n ≤ N).
@@ -43,8 +43,9 @@ def reference(
     q_bias: Tensor,
     k_bias: Tensor,
     skip: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     chunk_size: int,  # noqa: ARG001  the recurrence knows no chunks; all backends share the signature
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """The recurrence as written above, one step after the other; the oracle. Arguments as `ssm_scan`."""
     heads_per_group = v.shape[2] // q.shape[2]
@@ -56,6 +57,11 @@ def reference(
     input_before_BHPN = torch.zeros_like(state_BHPN)
     outputs = []
     for t in range(v.shape[1]):
+        if document_ids is not None and t > 0:
+            stays = (document_ids[:, t] == document_ids[:, t - 1]).to(v.dtype)
+            theta_BHn = theta_BHn * stays[:, None, None]
+            state_BHPN = state_BHPN * stays[:, None, None, None]
+            input_before_BHPN = input_before_BHPN * stays[:, None, None, None]
         turn_BHn = math.pi * torch.tanh(angles[:, t, None, :]) * dt[:, t, :, None]
         theta_BHn = theta_BHn + turn_BHn
         q_BHN = _rotate(q_BTHN[:, t], theta_BHn)
@@ -72,7 +78,7 @@ def reference(
         state_BHPN = alpha * state_BHPN + beta * input_before_BHPN + gamma * input_BHPN
         input_before_BHPN = input_BHPN
         y_BHP = (state_BHPN * q_BHN[:, :, None, :]).sum(-1) + skip[:, None] * v[:, t]
-        outputs.append(y_BHP * F.silu(z[:, t]))
+        outputs.append(y_BHP if z is None else y_BHP * F.silu(z[:, t]))
     return torch.stack(outputs, dim=1).to(v.dtype)
 
 
@@ -120,8 +126,9 @@ def ssm_scan(
     q_bias: Tensor,
     k_bias: Tensor,
     skip: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     chunk_size: int,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """Scan a sequence with the Mamba-3 recurrence, with the chosen backend.
 
@@ -137,8 +144,9 @@ def ssm_scan(
         q_bias: added to q of each head [H, N].
         k_bias: added to k of each head [H, N].
         skip: weight of v in the output ("D") [H].
-        z: output gate before its silu [B, T, H, P].
+        z: output gate before its silu [B, T, H, P]; None leaves the gate out.
         chunk_size: steps a chunk ≥ 1, for backends that have chunks; T need not be a multiple.
+        document_ids: int64 [B, T], rising by one where a document begins inside a row; None for one document a row.
 
     Returns:
         [B, T, H, P] in the dtype of `v`.
@@ -159,9 +167,10 @@ def ssm_scan(
         "k_bias": (k_bias, (heads, state)),
         "skip": (skip, (heads,)),
         "z": (z, (batch, length, heads, head_dim)),
+        "document_ids": (document_ids, (batch, length)),
     }
     for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
+        if tensor is not None and tensor.shape != shape:
             raise ValueError(
                 f"ssm_scan: {name} is {list(tensor.shape)} and must be {list(shape)} "
                 f"beside q {list(q.shape)} and v {list(v.shape)}"
@@ -175,5 +184,7 @@ def ssm_scan(
         )
     if chunk_size < 1:
         raise ValueError(f"ssm_scan: chunk_size is {chunk_size} and must be at least 1")
-    y: Tensor = run(q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size)
+    y: Tensor = run(
+        q, k, v, dt, a_dt, trap, angles, q_bias, k_bias, skip, z, chunk_size, document_ids
+    )
     return y

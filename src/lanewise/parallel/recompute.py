@@ -34,8 +34,8 @@ from torch.utils.checkpoint import checkpoint
 from lanewise.errors import BackendError
 from lanewise.lane.pattern import TABLE_OF_LETTER
 from lanewise.lane.schema import RecomputePolicy, RecomputeSpec
-from lanewise.models.layers import Block, BlockOutput, Context
-from lanewise.models.model import HybridModel, RunBlock
+from lanewise.models.layers import Block, BlockOutput, Context, RunBlock
+from lanewise.models.model import HybridModel
 
 OWN_OPS = "lanewise"
 """Namespace of the custom ops in `kernels/`: each is one scan or one grouped product."""

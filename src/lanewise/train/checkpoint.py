@@ -1,6 +1,7 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
     <directory>/step-00000100/      model, optimizer and random state (torch.distributed.checkpoint)
+                              lane.json          the lane and its tokenizer (`train.saved`)
                               progress.json      step, loader state, totals, lane digest; written last
     <directory>/.writing-…          a checkpoint being written; one found later is a leftover and is ignored
 
@@ -19,13 +20,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
 from lanewise.errors import StoreError, UsageError
 
@@ -62,9 +69,21 @@ class Found:
 
 
 def save(
-    directory: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    directory: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Path:
     """Write a checkpoint and drop all but the last two.
+
+    Args:
+        directory: where checkpoints go.
+        model: its parameters and buffers.
+        optimizer: its state.
+        progress: where the run stands.
+        files: name → content of what is kept beside, e.g. the lane.
 
     Returns:
         Its folder.
@@ -79,6 +98,8 @@ def save(
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir()
         _save_tensors(writing, model, optimizer)
+        for name, content in files.items():
+            (writing / name).write_bytes(content)
         (writing / PROGRESS_FILE).write_text(_progress_json(progress), encoding="utf-8")
         for file in writing.iterdir():
             _sync(file)
@@ -96,6 +117,11 @@ def save(
     for old in _whole(directory)[:-KEEP]:
         shutil.rmtree(old)
     return target
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a folder is one finished checkpoint."""
+    return _NAME.fullmatch(path.name) is not None and (path / PROGRESS_FILE).is_file()
 
 
 def newest(directory: Path) -> Found:
@@ -121,7 +147,7 @@ def load(
     Raises:
         UsageError: it belongs to another lane, or cannot be read.
     """
-    progress = _read_progress(path)
+    progress = read_progress(path)
     if progress.lane_digest != lane_digest:
         raise UsageError(
             f"checkpoint {path.name} belongs to lane {progress.lane_digest[:19]}…, this run is "
@@ -147,6 +173,25 @@ def load(
         optim_state_dict=state["optimizer"],
     )
     torch.set_rng_state(state["random"]["cpu"])
+    return progress
+
+
+def load_weights(path: Path, *, model: nn.Module) -> Progress:
+    """Restore the model alone, in place, e.g. to generate text.
+
+    Raises:
+        UsageError: it cannot be read, or the model has other weights.
+    """
+    progress = read_progress(path)
+    state = {"model": get_model_state_dict(model)}
+    try:
+        with _single_process():
+            state_dict_loader.load(state, checkpoint_id=str(path), no_dist=True)
+    except (OSError, CheckpointException, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"checkpoint {path.name} cannot be read: {_reason(error)}; give another one"
+        ) from error
+    set_model_state_dict(model, state["model"])
     return progress
 
 
@@ -182,7 +227,12 @@ def _progress_json(progress: Progress) -> str:
     )
 
 
-def _read_progress(path: Path) -> Progress:
+def read_progress(path: Path) -> Progress:
+    """Where the run of a checkpoint stood.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
         document = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
         if document["format"] != FORMAT:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +61,7 @@ class StepResult:
         grad_norm: global norm before clipping; None when it is neither clipped nor measured.
         expert_load_cv: spread of tokens over experts, mean over E layers; None without them or unmeasured.
         tags: `gc`, `compile`, `checkpoint` (first step after one).
+        auxiliary_losses: unweighted, by name, mean over micro-batches, e.g. the cross-entropy `mtp_1`.
     """
 
     step: int
@@ -70,6 +71,7 @@ class StepResult:
     grad_norm: float | None
     expert_load_cv: float | None
     tags: tuple[str, ...]
+    auxiliary_losses: Mapping[str, float] = field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -133,7 +135,7 @@ class TrainingLoop:
         data_wait_ns = 0
         with self._goodput.span("step"):
             set_learning_rate(self.optimizer, learning_rate(step, self._spec))
-            losses: list[Tensor] = []
+            losses: list[Loss] = []
             for _ in range(self._accumulation_steps):
                 wait_start_ns = self._clock()
                 with self._goodput.span("data_wait"):
@@ -145,7 +147,7 @@ class TrainingLoop:
             self.optimizer.zero_grad(set_to_none=True)
             expert_load_cv = self.model.update_expert_bias()
             # Reading the loss waits for the device, so the step ends when its work has ended.
-            loss = torch.stack(losses).mean().item()
+            loss, auxiliary_losses = _read(losses)
             if (step + 1) % self._gc_interval_steps == 0:
                 with self._goodput.span("gc"):
                     gc.collect(1)
@@ -164,6 +166,7 @@ class TrainingLoop:
                 expert_load_cv.item() if self._measure and expert_load_cv is not None else None
             ),
             tags=tuple(tags),
+            auxiliary_losses=auxiliary_losses,
         )
 
     def untimed_step(self) -> None:
@@ -185,15 +188,23 @@ class TrainingLoop:
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
-    def _accumulate(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None) -> Tensor:
-        loss: Loss = self.model(tokens, targets, document_ids=document_ids)
+    def _accumulate(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None) -> Loss:
+        loss: Loss = self.model(tokens, targets, document_ids=document_ids, step=self.next_step)
         torch.autograd.backward(loss.total / self._accumulation_steps)
-        return loss.cross_entropy.detach()
+        return loss.detach()
 
     def _clip(self) -> Tensor | None:
         if self._spec.grad_clip_norm > 0 or self._measure:
             return clip_gradients(self._parameters, self._spec.grad_clip_norm)
         return None
+
+
+def _read(losses: Sequence[Loss]) -> tuple[float, dict[str, float]]:
+    """Mean cross-entropy and mean unweighted auxiliary losses of the micro-batches, in one transfer."""
+    names = list(losses[0].unweighted)
+    rows = [torch.stack([one.cross_entropy, *one.unweighted.values()]) for one in losses]
+    loss, *auxiliary = torch.stack(rows).mean(dim=0).tolist()
+    return loss, dict(zip(names, auxiliary, strict=True))
 
 
 @contextlib.contextmanager

@@ -199,19 +199,21 @@ def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:
 
 
 def _effective_state(decision: FeatureDecision, facts: RunFacts) -> str:
-    """The state whose backends were chosen; `other` when a pin or a fallback chose none of them."""
+    """The state whose backends were chosen for the ops this lane runs.
+
+    `other` when a pin or a fallback chose none of them, or when the lane runs no op that the state sets.
+    """
     device = facts.request.resolved.device_type
     settings = BY_KEY[decision.key].settings
     for state in (decision.state, *settings):
         asked = {op: by_device.get(device, ()) for op, by_device in settings[state].ops.items()}
-        if all(_matches(facts.choices.get(op), names) for op, names in asked.items()):
+        run = asked.keys() & facts.choices.keys()
+        if bool(run) == bool(asked) and all(_matches(facts.choices[op], asked[op]) for op in run):
             return state
     return "other"
 
 
-def _matches(choice: Choice | None, names: tuple[str, ...]) -> bool:
-    if choice is None:
-        return False
+def _matches(choice: Choice, names: tuple[str, ...]) -> bool:
     return choice.chosen == names[0] if names else not choice.requested
 
 

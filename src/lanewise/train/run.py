@@ -25,9 +25,10 @@ from lanewise.parallel import compile_regions, recompute
 from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
-from lanewise.train import checkpoint
+from lanewise.train import checkpoint, saved
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
+from lanewise.train.data.token_facts import token_facts
 from lanewise.train.loop import StepResult, TrainingLoop
 from lanewise.train.optim import parameter_groups
 from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
@@ -122,9 +123,16 @@ class Run:
         )
         offered = capabilities(resolved.device_type)
         self.ops = OpSet.resolve(
-            resolved.op_preferences, lane_problems(lane, resolved.device_type), offered
+            resolved.op_preferences,
+            lane_problems(lane, resolved.device_type, resolved.model_switches),
+            offered,
         )
-        self.model = HybridModel(lane, model_switches=resolved.model_switches, ops=self.ops)
+        facts = None
+        if resolved.model_switches.get("metadata_embeddings", False):
+            facts = torch.from_numpy(token_facts(self.corpus.tokenizer, lane.model.vocab_size))
+        self.model = HybridModel(
+            lane, model_switches=resolved.model_switches, ops=self.ops, token_facts=facts
+        )
         self.model.reset_parameters(torch.Generator().manual_seed(lane.seed))
         self.model.to(device).train()
         compiled = resolved.runtime_switches.get("regional_compile", False)
@@ -151,7 +159,7 @@ class Run:
             with self.goodput.span("checkpoint_restore"):
                 self._restore()
         if compiled:
-            compile_regions.compile_blocks(self.model.blocks, offered)
+            compile_regions.compile_blocks(self.model.sub_layers, offered)
             start_ns = self._clock()
             with self.goodput.span("compile"):
                 self._trigger_compilation(device)
@@ -223,6 +231,7 @@ class Run:
                     loader=self._loader.state(),
                     totals={"tokens": self.next_step * self.tokens_per_step},
                 ),
+                files=saved.files(self.request.resolved, self.corpus.tokenizer),
             )
         self._loop.tag_next_step("checkpoint")
         return path

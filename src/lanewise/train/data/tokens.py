@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
         """Readable text; the separator becomes nothing."""
         ...
 
+    def token_bytes(self) -> list[bytes]:
+        """What each id adds to a text, UTF-8; empty for special tokens and ids without a token."""
+        ...
+
 
 class ByteTokenizer:
     """A byte is a token; 256 separates documents."""
@@ -61,6 +65,10 @@ class ByteTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """UTF-8 text; a character cut in half becomes the replacement sign."""
         return bytes(i for i in token_ids if i < NUM_BYTES).decode("utf-8", errors="replace")
+
+    def token_bytes(self) -> list[bytes]:
+        """Every byte, then nothing for the separator."""
+        return [bytes([byte]) for byte in range(NUM_BYTES)] + [b""]
 
 
 class JsonTokenizer:
@@ -105,6 +113,18 @@ class JsonTokenizer:
         """Text as the tokenizer's own decoder joins it."""
         text: str = self._tokenizer.decode([i for i in token_ids if i != self.separator_id])
         return text
+
+    def token_bytes(self) -> list[bytes]:
+        """By decoding; a token that is part of a character becomes the replacement sign.
+
+        Each id is decoded twice in a row and what its first time made is taken off, because decoders drop the blank
+        that opens a text.
+        """
+        ids = range(self.vocab_size)
+        once = self._tokenizer.decode_batch([[i] for i in ids])
+        twice = self._tokenizer.decode_batch([[i, i] for i in ids])
+        texts = [both[len(first) :] for first, both in zip(once, twice, strict=True)]
+        return [text.encode("utf-8") for text in texts]
 
 
 def load_tokenizer(name: str) -> Tokenizer:
