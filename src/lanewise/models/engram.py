@@ -31,6 +31,7 @@ from lanewise.models.layers import (
     Context,
     Linear,
     forked,
+    hidden_matrix,
     init_normal,
 )
 
@@ -66,7 +67,9 @@ class EngramBlock(Block):
         self.width = hidden_size // spec.bottleneck_ratio
         self.block = block
         self.in_proj = Linear(hidden_size, self.width)
-        self.mix = nn.Parameter(torch.empty(len(spec.orders), self.width, self.width))
+        self.mix = hidden_matrix(
+            nn.Parameter(torch.empty(len(spec.orders), self.width, self.width))
+        )
         self.key = Linear(self.width, hidden_size) if spec.gated else None
         self.out = Linear(self.width, hidden_size)  # W_out, or W_v when gated
         taps = spec.conv_kernel_size
