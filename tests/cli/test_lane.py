@@ -165,3 +165,18 @@ def test_diff_separates_what_decides(capsys: pytest.CaptureFixture[str], tmp_pat
     assert json.loads(out)["comparable"] is False
     _, out, _ = call(capsys, "lane", "diff", "nam56r-tiny", "nam56r-tiny")
     assert out == "comparable: the lane digests are equal\n"
+
+
+def test_show_names_the_layers_that_compute_reuse_and_are_promoted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, out, _ = call(capsys, "lane", "show", "nam56r")
+    assert "index    computed by A ranks 1, 5, 9 · reused by 2, 3, 6, 7, 10, 11\n" in out
+    promoted = ("--set", "model.attention.sparse.full_ranks=[3]")
+    _, out, _ = call(capsys, "lane", "show", "nam56r", *promoted)
+    assert "computed by A ranks 1, 5 · reused by 2, 3, 6, 7, 9, 10, 11 · promoted" in out
+    assert "having no earlier one to reuse: 1\n" in out
+    _, out, _ = call(capsys, "lane", "show", "nam56r", *promoted, "--json")
+    assert json.loads(out)["index_layers"]["promoted"] == [1]
+    _, out, _ = call(capsys, "lane", "show", "nam56r-tiny", "--json")
+    assert json.loads(out)["index_layers"] is None

@@ -80,3 +80,22 @@ def test_the_users_own_states_are_part_of_the_base():
 def test_an_a_a_has_the_same_arm_twice():
     arms = builder().build("none")
     assert arms.control == arms.treated
+
+
+def test_a_tax_that_a_lane_has_is_on_in_every_base_and_off_in_its_control():
+    lane = load_lane("nam56r-tiny", ["model.mtp={depth=1, mlp_hidden_size=64}"])
+    for design in ("leave-one-out", "add-one"):
+        build = builder(design, model=lane.model)
+        arms = build.build("mtp")
+        assert (arms.states, arms.on_by_default) == ({"A": "off", "B": "on"}, True)
+        assert states(arms.control)["mtp"] == "off"
+        assert "mtp" not in arms.control.model_switches
+        assert arms.treated.model_switches == {"mtp": True}
+        assert arms.treated.config_digest == build.base().config_digest
+    stack = builder(model=lane.model).build("full_stack")
+    assert "mtp" not in stack.declared
+
+
+def test_a_lane_without_the_table_has_no_such_tax():
+    with pytest.raises(UsageError, match=r"needs the table \[model\.mtp\]"):
+        builder().build("mtp")

@@ -14,7 +14,7 @@ NO_COMPILE = MetricDelta(control=0.0, treated=0.0, delta=0.0)
 
 def arms(feature: str):
     builder = ArmBuilder(
-        lane=load_lane("nam56r-tiny"),
+        lane=load_lane("nam56r-tiny", ["model.mtp={depth=1, mlp_hidden_size=64}"]),
         machine_class="cpu-x86_64-2c",
         device_type="cpu",
         design="leave-one-out",
@@ -44,6 +44,8 @@ def advise(feature, verdict, *, contrasts=(-0.1, -0.11), compiling=NO_COMPILE):
         ("regional_compile", Verdict.SLOWER, "stays off"),
         ("extra_aux_losses", Verdict.OVER_BUDGET, "stays opt-in (budget 1 %)"),
         ("extra_aux_losses", Verdict.WITHIN_BUDGET, "affordable (budget 1 %)"),
+        ("mtp", Verdict.OVER_BUDGET, "must earn it in loss, or turn off (budget 20 %)"),
+        ("mtp", Verdict.WITHIN_BUDGET, "affordable (budget 20 %)"),
     ],
 )
 def test_a_verdict_becomes_advice(feature, verdict, words):

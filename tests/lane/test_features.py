@@ -55,3 +55,10 @@ def test_a_feature_applies_where_its_op_runs(
     lane: str, overrides: list[str], key: str, reason: str | None
 ) -> None:
     assert BY_KEY[key].why_not(load_lane(lane, overrides).model) == reason
+
+
+def test_a_tax_is_on_by_default_only_where_a_table_of_the_lane_asks_for_it() -> None:
+    on = [f.key for f in FEATURES if f.role is Role.TAX and f.default_state != "off"]
+    assert on == ["mtp"]
+    assert BY_KEY["mtp"].table == "mtp"
+    assert BY_KEY["mtp"].settings["on"].model == {"mtp": True}

@@ -17,6 +17,8 @@ from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.ops.registry import SPECS
+from lanewise.train.data.token_facts import token_facts
+from lanewise.train.data.tokens import ByteTokenizer
 
 MICRO: dict[str, Any] = {
     "name": "micro",
@@ -111,7 +113,10 @@ def micro_model(
     """A model with oracle ops and drawn weights, fp32, in training mode."""
     lane = lane or micro_lane()
     model = HybridModel(
-        lane, model_switches=switches or {}, ops=ops or reference_ops(lane, switches)
+        lane,
+        model_switches=switches or {},
+        ops=ops or reference_ops(lane, switches),
+        token_facts=torch.from_numpy(token_facts(ByteTokenizer(), lane.model.vocab_size)),
     )
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model

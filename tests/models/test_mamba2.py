@@ -10,11 +10,12 @@ from torch import Tensor
 from lanewise.models.assemble import build_block
 from lanewise.models.layers import Context, is_decayed, must_stay_fp32
 from lanewise.models.mamba2 import Mamba2
+from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from tests.models.extending import PIECES, extend_in_pieces
-from tests.models.micro import micro_lane
+from tests.models.micro import micro_lane, micro_model, random_batch
 from tests.ops.test_ssd_scan import DOCUMENTS, ids_of
 
 BACKENDS = ("reference", "recurrence.torch", "chunked.torch")
@@ -199,3 +200,31 @@ def test_compiles_whole(with_documents: bool) -> None:
     context = Context(ids_of([1, 1]).expand(2, -1) if with_documents else None)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=False)
     torch.testing.assert_close(compiled(x, context).delta, block(x, context).delta)
+
+
+def hybrid() -> tuple[HybridModel, Tensor]:
+    """A model of Mamba-2 and M2RNN layers in fp64, and two rows of tokens."""
+    lane = micro_lane(model__pattern="MRM", model__num_layers=3, model__mamba__version="mamba2")
+    tokens, _ = random_batch(lane)
+    return micro_model(lane).double().eval(), tokens
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pieces", [(10,), (1,) * 10, (3, 1, 4, 2)])
+def test_prefill_and_decode_of_a_model_equal_its_forward(pieces: tuple[int, ...]) -> None:
+    model, tokens = hybrid()
+    state, hidden = None, []
+    for piece in tokens.split(list(pieces), dim=1):
+        normed, state = model.extend(piece, state)
+        hidden.append(normed)
+    expected = model.trunk(tokens).hidden
+    torch.testing.assert_close(torch.cat(hidden, dim=1), expected, rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
+def test_documents_of_a_model_are_isolated() -> None:
+    model, tokens = hybrid()
+    ids = torch.tensor([[5, 5, 5, 9, 2, 2, 2, 2, 2, 2]]).expand(2, -1)
+    together = model.trunk(tokens, document_ids=ids).hidden
+    alone = [model.trunk(piece).hidden for piece in tokens.split([3, 1, 6], dim=1)]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=1e-11, atol=1e-11)

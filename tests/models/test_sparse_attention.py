@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lanewise.lane.schema import Lane
+from lanewise.lane.schema import Lane, RecomputeSpec
 from lanewise.models.assemble import build_block
-from lanewise.models.layers import Block, BlockOutput, Context
+from lanewise.models.layers import Block, Context
 from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
+from lanewise.parallel import recompute
 from tests.models.micro import micro_model, random_batch, reference_ops, sparse_lane
 from tests.ops import conformance
 from tests.ops.watch import ShapeWatch
@@ -226,9 +227,18 @@ def test_a_token_changes_nothing_before_it(changed: int) -> None:
     assert not torch.allclose(after[:, changed], before[:, changed])
 
 
-@pytest.mark.parametrize("full_ranks", [(0, 2), ()])
-def test_documents_do_not_meet(full_ranks: tuple[int, ...]) -> None:
-    lane = sparse_lane(**{**EVERYWHERE, "full_ranks": full_ranks})
+SETTINGS: dict[str, dict[str, Any]] = {
+    "all sparse": EVERYWHERE,
+    "promoted": {**EVERYWHERE, "full_ranks": (2,)},
+    "dense before and between": {"layer_ranks": (1, 3), "full_ranks": (0,)},
+    "more keys than tokens": {**EVERYWHERE, "top_k": 20},
+    "warm-up": {**EVERYWHERE, "stage": "dense_warmup"},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_documents_do_not_meet(setting: str) -> None:
+    lane = sparse_lane(**SETTINGS[setting])
     model = model_of(lane)
     tokens, _ = random_batch(lane)
     ids = torch.tensor([[4, 4, 4, 4, 5, 6, 6, 6, 6, 6]]).expand(2, -1)
@@ -246,10 +256,10 @@ def test_documents_do_not_meet(full_ranks: tuple[int, ...]) -> None:
     assert torch.equal(changed[:, 4:], together[:, 4:])
 
 
-@pytest.mark.parametrize("top_k", [3, 20])
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("pieces", [(10,), (1,) * 10, (3, 1, 4, 2), (9, 1)])
-def test_extending_in_pieces_equals_the_whole(top_k: int, pieces: tuple[int, ...]) -> None:
-    lane = sparse_lane(**{**EVERYWHERE, "full_ranks": (2,), "top_k": top_k})
+def test_extending_in_pieces_equals_the_whole(setting: str, pieces: tuple[int, ...]) -> None:
+    lane = sparse_lane(**SETTINGS[setting])
     model = model_of(lane)
     tokens, _ = random_batch(lane)
     with torch.no_grad():
@@ -295,31 +305,37 @@ def test_a_promoted_layer_is_a_full_layer() -> None:
     assert indexers == [True, False, True, False]
 
 
-def recomputed(block: Block, x: Tensor, context: Context) -> BlockOutput:
-    output: BlockOutput = checkpoint(block, x, context, use_reentrant=False)
-    return output
-
-
-def test_the_index_cache_survives_recomputation_with_two_micro_batches_in_flight() -> None:
-    lane = sparse_lane(**EVERYWHERE)
+@pytest.mark.parametrize("policy", ["checkpoint", "full", "selective"])
+@pytest.mark.parametrize("stage", ["sparse", "dense_warmup"])
+def test_the_index_cache_survives_recomputation_with_two_micro_batches_in_flight(
+    policy: str, stage: str
+) -> None:
+    lane = sparse_lane(**EVERYWHERE, stage=stage)
     batches = [random_batch(lane, seed) for seed in (0, 1)]
     found = []
-    for run_block in (None, recomputed):
+    for again in (False, True):
         model = model_of(lane)
-        if run_block is not None:
-            model.run_block = [run_block] * len(model.run_block)
+        if again and policy == "checkpoint":
+            model.run_block = [
+                lambda block, *args: checkpoint(block, *args, use_reentrant=False)
+            ] * len(model.run_block)
+        elif again:
+            spec = RecomputeSpec.model_validate({"attention": policy})
+            recompute.apply(model, spec, compiled=False)
         losses = [model(tokens, targets) for tokens, targets in batches]
         for loss in losses:  # both forwards are done before the first backward
             loss.total.backward()
-        gradients = {name: p.grad for name, p in model.named_parameters()}
-        found.append((losses, gradients))
+        found.append((losses, {name: p.grad for name, p in model.named_parameters()}))
     (losses, gradients), (again_losses, again_gradients) = found
     for one, other in zip(losses, again_losses, strict=True):
         assert torch.equal(one.total, other.total)
         assert torch.equal(one.parts["indexer"], other.parts["indexer"])
     assert losses[0].total != losses[1].total
     for name, gradient in gradients.items():
-        assert torch.equal(gradient, again_gradients[name]), name
+        if stage == "dense_warmup" and ".indexer." not in name:
+            assert gradient is again_gradients[name] is None
+        else:
+            assert torch.equal(gradient, again_gradients[name]), name
 
 
 def test_a_layer_holds_nothing_between_calls() -> None:

@@ -8,7 +8,8 @@ import torch
 
 from lanewise.lane import tax_flops
 from lanewise.lane.flops import lane_flops
-from lanewise.lane.schema import Lane, RecomputeSpec
+from lanewise.lane.schema import Lane, MtpSpec, RecomputeSpec
+from lanewise.lane.taxes import StpSpec
 from lanewise.models.depth_routing import DepthRouted
 from lanewise.models.engram import EngramBlock
 from lanewise.models.layers import Context
@@ -41,7 +42,9 @@ def lane_of(**changes: Any) -> Lane:
 
 def model_of(lane: Lane, switches: Mapping[str, bool]) -> HybridModel:
     facts = torch.from_numpy(token_facts(ByteTokenizer(), lane.model.vocab_size))
-    model = HybridModel(lane, model_switches=switches, ops=reference_ops(lane), token_facts=facts)
+    model = HybridModel(
+        lane, model_switches=switches, ops=reference_ops(lane, switches), token_facts=facts
+    )
     model.reset_parameters(torch.Generator().manual_seed(0))
     return model
 
@@ -87,6 +90,17 @@ def test_a_model_with_taxes_trains(switches: dict[str, bool]) -> None:
         model.update_expert_bias()
     assert all(torch.tensor(losses).isfinite())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("residual", ["fp32", "bf16"])
+def test_all_taxes_compute_in_bf16(residual: str) -> None:
+    changes = {"model__engram__gated": True, "model__engram__conv_kernel_size": 2}
+    lane = lane_of(precision__compute="bf16", precision__residual=residual, **changes)
+    batch = random_batch(lane)
+    loss = model_of(lane, ALL)(*batch).total
+    loss.backward()
+    exact = model_of(lane_of(**changes), ALL)(*batch).total
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +184,45 @@ def test_skipped_tokens_do_not_count_as_expert_load() -> None:
     moe = model.blocks[1].block
     assert 0 < int((ids >= 0).sum()) < ids.numel()
     assert int(moe.load.sum()) == int((ids >= 0).sum())
+
+
+def dense_lane() -> Lane:
+    return lane_of(
+        model__pattern="GDAD",
+        model__mtp=MtpSpec(depth=2, mlp_hidden_size=5),
+        model__stp=StpSpec(layers=(0, 3), num_spans=2),
+        model__engram__gated=True,
+        model__engram__conv_kernel_size=3,
+    )
+
+
+def test_dense_blocks_with_all_taxes_decode_and_keep_documents_apart() -> None:
+    lane = dense_lane()
+    model = shaken(model_of(lane, ALL)).eval()
+    tokens, _ = random_batch(lane)
+    ids = torch.tensor([[5, 5, 5, 5, 2, 9, 9, 9, 9, 9]]).expand(2, -1)
+    with torch.no_grad():
+        together = model.trunk(tokens, document_ids=ids).hidden
+        alone = []
+        for start, end, lengths in ((0, 4, (3, 1)), (4, 5, (1,)), (5, 10, (1, 1, 3))):
+            state = None
+            for piece in tokens[:, start:end].split(lengths, dim=1):
+                hidden, state = model.extend(piece, state)
+                alone.append(hidden)
+    # The table of rotations is fp32.
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-6)
+
+
+def test_auxiliary_objectives_read_a_taxed_model() -> None:
+    lane = dense_lane()
+    model = model_of(lane, {**ALL, "mtp": True, "stp": True})
+    plain = model_of(lane, {"mtp": True, "stp": True})
+    batch = random_batch(lane)
+    assert model.trunk(batch[0], path_layers=(0, 3)).paths[1].shape == (2, 10, 12)
+    taxed, loss = model(*batch), plain(*batch)
+    assert taxed.parts.keys() == loss.parts.keys() == {"mtp_1", "mtp_2", "stp"}
+    taxed.total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("key", TAXES)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lanewise.errors import BackendError
 from lanewise.lane.load import load_lane
 from lanewise.lane.pattern import TABLE_OF_LETTER
-from lanewise.lane.schema import Lane, RecomputeSpec
+from lanewise.lane.schema import Lane, RecomputePolicy, RecomputeSpec
 from lanewise.measure.memory import measure_cpu_step
 from lanewise.models.layers import NO_CONTEXT, Block, BlockOutput, Context, run_plainly
 from lanewise.models.model import HybridModel
@@ -56,6 +56,30 @@ def test_loss_and_gradients_are_the_same_to_the_bit(policy: str, reference: bool
         assert p.grad is not None, name
         assert q.grad is not None, name
         assert torch.equal(p.grad, q.grad), name
+
+
+@pytest.mark.parametrize("sharing", ["shared", "per_depth"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_mtp_blocks_follow_their_own_policy(policy: RecomputePolicy, sharing: str) -> None:
+    mtp = {"depth": 2, "mlp_hidden_size": 7, "sharing": sharing}
+    lane = micro_lane(model__pattern="M", model__num_layers=1, model__mtp=mtp)
+    calls = []
+
+    def once(policy: RecomputePolicy) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        model = micro_model(lane, switches={"mtp": True}).train()
+        recompute.apply(model, RecomputeSpec(mtp=policy), compiled=False)
+        assert model.mtp is not None
+        for sub_layer in model.mtp.sub_layers:
+            sub_layer.register_forward_pre_hook(lambda *_: calls.append(policy))
+        loss = model(*random_batch(lane)).total
+        loss.backward()
+        return loss, [p.grad for p in model.parameters()]
+
+    (loss, grads), (loss_again, grads_again) = once("none"), once(policy)
+    assert torch.equal(loss, loss_again)
+    assert all(torch.equal(g, h) for g, h in zip(grads, grads_again, strict=True))
+    assert calls.count("none") == 4  # attention and MLP of two depths
+    assert calls.count(policy) == 8
 
 
 @pytest.mark.parametrize("policy", POLICIES)

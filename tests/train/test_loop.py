@@ -112,13 +112,15 @@ class RecordingModel(HybridModel):
         step: int = 0,
     ) -> Loss:
         self.seen.append(document_ids)
-        return super().forward(tokens, targets, step=step)
+        self.steps.append(step)
+        found = super().forward(tokens, targets, step=step)
+        return found._replace(unweighted={"seen": torch.tensor(float(len(self.seen)))})
 
 
 def recording_model() -> RecordingModel:
     model = micro_model()
     model.__class__ = RecordingModel
-    model.seen = []
+    model.seen, model.steps = [], []
     return model  # type: ignore[return-value]
 
 
@@ -135,6 +137,22 @@ def test_without_isolation_no_documents_are_passed() -> None:
     model = recording_model()
     loop(model=model).step()
     assert model.seen == [None]
+
+
+def test_the_model_is_told_the_step_of_every_micro_batch() -> None:
+    model = recording_model()
+    training = loop(model=model, accumulation_steps=2)
+    training.next_step = 7  # as after a resume
+    training.step()
+    training.step()
+    assert model.steps == [7, 7, 8, 8]
+
+
+def test_auxiliary_losses_are_means_over_micro_batches() -> None:
+    training = loop(model=recording_model(), accumulation_steps=2)
+    seen = [training.step().auxiliary_losses["seen"] for _ in range(2)]
+    assert seen == [1.5, 3.5]
+    assert loop().step().auxiliary_losses == {}
 
 
 def test_garbage_is_collected_on_schedule_and_tagged() -> None:

@@ -206,11 +206,14 @@ class _TokenRate:
 
 
 def _summary(run: Run, result: SessionResult, first_step: int) -> dict[str, Any]:
+    from lanewise.train.receipt import AUXILIARY_KEY
+
     receipt = result.finished.receipt
     return {
         "steps": {"first": first_step, "next": run.next_step},
         "loss_first": receipt.numerics.loss_first,
         "loss_last": receipt.numerics.loss_last,
+        "auxiliary_losses": receipt.extensions.get(AUXILIARY_KEY, {}),
         "unigram_entropy_nats": receipt.data.unigram_entropy_nats,
         "tokens_per_second": receipt.throughput.tokens_per_second,
         "goodput_ratio": None if receipt.goodput is None else receipt.goodput.goodput_ratio,
@@ -236,6 +239,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"speed      {shown(summary['tokens_per_second'], ',.0f')} tokens/s in steady steps",
         f"goodput    {shown(summary['goodput_ratio'], '.1%')}",
     ]
+    for name, values in summary["auxiliary_losses"].items():
+        first, last = (shown(values[place], ".4f") for place in ("first", "last"))
+        lines.append(f"{name:10} {first} to {last}, before its weight")
     if summary["checkpoint"]:
         lines.append(f"checkpoint {summary['checkpoint']}")
     lines.append(f"receipt    {summary['receipt_path']} ({summary['validity']})")

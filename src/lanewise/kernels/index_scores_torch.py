@@ -4,7 +4,8 @@
 
 B batch, Q queries of a block, S keys they are scored against, H index heads, D index head dim, K keys gathered for one
 query; the suffix of a name is its shape. Everything is in at least fp32. A block holds [B, Q, H, S] numbers and no more,
-so its callers never hold a tensor with two dims of sequence length.
+so its callers never hold a tensor with two dims of sequence length. Results of products are changed in place by ReLU only:
+whoever keeps them for recomputation would see any other change twice.
 """
 
 from __future__ import annotations

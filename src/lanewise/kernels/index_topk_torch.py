@@ -39,7 +39,7 @@ def _walk(
         found = products(q_index[:, start:stop].to(wide), k_index[:, : past + stop].to(wide))
         scores_BQS = weighted(found, weights[:, start:stop].to(wide))
         seen = visible(start, stop, past, document_ids, q_index.device)
-        ids_BQK = _best(scores_BQS.masked_fill_(~seen, float("-inf")), width)
+        ids_BQK = _best(scores_BQS.masked_fill(~seen, float("-inf")), width)
         selected.append(F.pad(ids_BQK, (0, width - ids_BQK.shape[-1]), value=-1))
     return torch.cat(selected, dim=1)
 

@@ -126,7 +126,7 @@ def _visible(
     def block(start: int, stop: int) -> Block:
         seen = visible(start, stop, 0, document_ids, q.device)
         q_BMD = q[:, start:stop].flatten(1, 2)
-        scores = torch.bmm(q_BMD, keys[:, :stop].transpose(1, 2)).to(wide).mul_(scale)
+        scores = torch.bmm(q_BMD, keys[:, :stop].transpose(1, 2)).to(wide) * scale
         scores_BQNS = scores.unflatten(1, (stop - start, q.shape[2]))
         scores_BQNS.masked_fill_(~seen.unsqueeze(2), float("-inf"))
         return torch.softmax(scores_BQNS, dim=-1).mean(dim=2), seen, None
@@ -157,7 +157,7 @@ def _walk(
         keys = k_index[:, :stop] if ids_BQK is None else gather_rows(k_index, ids_BQK)
         keys = keys.to(wide)
         found = products(q_BQHD, keys)
-        scores = weighted(found, weights_BQH).masked_fill_(~counts, torch.finfo(wide).min)
+        scores = weighted(found, weights_BQH).masked_fill(~counts, torch.finfo(wide).min)
         log_q = torch.log_softmax(scores, dim=-1).masked_fill_(~counts, 0.0)
         loss += (torch.xlogy(target, target) - target * log_q).sum() / num_queries
         if not needs_gradients:

@@ -29,8 +29,9 @@ def blocked(
 def _probabilities(q_BQHD: Tensor, gathered_BQKD: Tensor, ids_BQK: Tensor, scale: float) -> Tensor:
     """Softmax over the selected keys [B, Q, H, K] in at least fp32, 0 at −1."""
     wide = wide_dtype(q_BQHD)
-    scores = (q_BQHD @ gathered_BQKD.transpose(-2, -1)).to(wide).mul_(scale)
     absent = (ids_BQK < 0).unsqueeze(2)
+    # Not in place: whoever keeps results of products for recomputation keeps this one.
+    scores = (q_BQHD @ gathered_BQKD.transpose(-2, -1)).to(wide) * scale
     scores.masked_fill_(absent, torch.finfo(wide).min)  # finite: a row of −1 alone gives 0, not NaN
     return torch.softmax(scores, dim=-1).masked_fill_(absent, 0.0)
 

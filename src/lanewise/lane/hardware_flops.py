@@ -126,10 +126,7 @@ def _attention_changes(lane: Lane, component: Component) -> Iterator[Change]:
     spec = lane.model.attention
     if spec is None or is_dense_warmup(lane.model):
         return
-    if not component.name.startswith(("attention_", "mtp_block")):
-        return
-    is_sparse = component.name.startswith("attention_sparse")
-    if is_sparse or spec.form == "absorbed":
+    if _is_absorbed(component, spec):
         yield Change(
             reason="absorbed core",
             component=component.name,
@@ -177,9 +174,9 @@ def _recomputation(lane: Lane, component: Component) -> Iterator[Change]:
 
 
 def _is_absorbed(component: Component, spec: AttentionSpec) -> bool:
-    if component.name == "attention_dense":
-        return spec.form == "absorbed"
-    return component.name.startswith("attention_sparse")
+    if component.name.startswith("attention_sparse"):
+        return True
+    return spec.form == "absorbed" and component.name.startswith(("attention_", "mtp_block"))
 
 
 def _attention_core(component: Component) -> Term:

@@ -195,45 +195,38 @@ class MtpDrafter:
 
     def draft(self, tokens: Sequence[int], hidden: Tensor, count: int) -> list[int]:
         """Take in what is known, then guess up to `count` tokens, at most K."""
-        embedded = self._embed(tokens)
-        newest = self._take_in(hidden, embedded)
+        newest = self._take_in(tokens, hidden)
         drafts: list[int] = []
         guessed: Tensor | None = None  # h^{j−1} of positions that rest on guesses
         for j in range(1, min(count, self._mtp.num_depths) + 1):
             if j > 1:
                 inputs = _joined(self._waiting[j - 1], guessed)
-                embedded = self._embed([*tokens, *drafts])
-                length = inputs.shape[1]
-                newest, _ = self._mtp.depths[j - 1].extend(
-                    inputs, embedded[:, -length:], self._states[j - 1]
-                )
+                embedded = self._embed([*tokens, *drafts], last=inputs.shape[1])
+                newest, _ = self._mtp.depths[j - 1].extend(inputs, embedded, self._states[j - 1])
                 guessed = newest
             drafts.append(int(self._model.logits(newest[:, -1]).argmax()))
         return drafts
 
-    def _take_in(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+    def _take_in(self, tokens: Sequence[int], hidden: Tensor) -> Tensor:
         """Move every depth on to the last position it can know; returns h¹ of the newest ones."""
-        newest: Tensor | None = hidden
-        first = hidden
+        newest = first = hidden
         for index, depth in enumerate(self._mtp.depths):
             waiting = _joined(self._waiting[index], newest)
             # Depth 1 knows the token after each of its positions; a later depth waits for one more token than the last.
             known, self._waiting[index] = (
                 (waiting, None) if index == 0 else (waiting[:, :-1], waiting[:, -1:])
             )
-            length = known.shape[1]
-            if length == 0:
+            if known.shape[1] == 0:
                 break
-            newest, self._states[index] = depth.extend(
-                known, embedded[:, -length:], self._states[index]
-            )
+            embedded = self._embed(tokens, last=known.shape[1])
+            newest, self._states[index] = depth.extend(known, embedded, self._states[index])
             if index == 0:
                 first = newest
         return first
 
-    def _embed(self, tokens: Sequence[int]) -> Tensor:
+    def _embed(self, tokens: Sequence[int], *, last: int) -> Tensor:
         ids = torch.tensor([tokens], device=self._model.embedding.device)
-        return self._model.embed(ids)
+        return self._model.embed(ids, last=last)
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:

@@ -12,8 +12,9 @@ first served; the capacity grows with the text. So a token's fate never changes 
 capacity, `extend` needs nothing but past scores and a count, and since Σ ⌊c·ℓ⌋ over documents is at most ⌊c·T⌋, every row
 fits into the published static capacity, whatever its documents are. c = 1 takes every token.
 
-The block sees max(1, ⌊c·T⌋) tokens of every row: those taken, in order, then others as filling, whose result is discarded
-and whose routing reads −1 (no expert). Legend: B batch, T sequence, d hidden, C capacity, S = B·T.
+The block sees max(1, ⌊c·T⌋) tokens of every row: those taken, in order, then others as filling, whose result is discarded,
+whose routing reads −1 (no expert) and does not count as load. Filling is rare (of the order of √T tokens, where scores do
+not trend), but as it is computed, it takes part in the auxiliary losses of an `E` block. Legend: B batch, T sequence, d hidden, C capacity, S = B·T.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class DepthRouted(Block):
             chosen = output.expert_ids.view(batch, capacity, -1)
             chosen = torch.where(is_taken.unsqueeze(-1), chosen, -1)
             expert_ids = _scatter_rows(chosen, positions, length)
-        return BlockOutput(delta, output.aux_losses, expert_ids=expert_ids)
+        return BlockOutput(delta, output.aux_losses, expert_ids=expert_ids, passed=taken)
 
     def extend(
         self,
@@ -153,10 +154,15 @@ class DepthRouted(Block):
                 )
                 chosen[taken] = output.expert_ids
                 expert_ids = chosen.flatten(0, 1)
-        return BlockOutput(delta, expert_ids=expert_ids), DepthRoutingState(scores, num_taken)
+        return (
+            BlockOutput(delta, expert_ids=expert_ids, passed=taken),
+            DepthRoutingState(scores, num_taken),
+        )
 
     def observe(self, output: BlockOutput) -> None:
-        """The block's affair; tokens that skipped it read −1."""
+        """Let the block count the tokens that passed; the others chose no expert, not even a null one."""
+        if output.expert_ids is not None and output.passed is not None:
+            output = output._replace(expert_ids=output.expert_ids[output.passed.flatten()])
         self.block.observe(output)
 
     def _scores(self, x: Tensor) -> Tensor:

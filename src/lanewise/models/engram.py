@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise.lane.taxes import EngramSpec
+from lanewise.models.causal_conv import causal_depthwise_conv, extend_causal_conv
 from lanewise.models.layers import (
     NO_CONTEXT,
     Block,
@@ -42,12 +43,12 @@ class EngramState(NamedTuple):
     Attributes:
         block: state of the attention block.
         z: the last max(orders) − 1 values of z [B, ·, w], zeros before the start.
-        y: the last conv_kernel_size − 1 values of y before the convolution [B, ·, w]; empty without one.
+        y: state of the convolution; None without one.
     """
 
     block: BlockState
     z: Tensor
-    y: Tensor
+    y: Tensor | None
 
 
 class EngramBlock(Block):
@@ -65,6 +66,7 @@ class EngramBlock(Block):
         self.spec = spec
         self.eps = eps
         self.width = hidden_size // spec.bottleneck_ratio
+        self._num_kept = max(spec.orders) - 1
         self.block = block
         self.in_proj = Linear(hidden_size, self.width)
         self.mix = hidden_matrix(
@@ -94,43 +96,39 @@ class EngramBlock(Block):
     def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
         """Attend and add the branch [B, T, d]."""
         output = self.block(x, context)
-        no_z, no_y = self._nothing_before(x)
-        branch, _, _ = self._branch(x, no_z, no_y, context.document_ids)
+        z = F.pad(self.in_proj(x), (0, 0, self._num_kept, 0))
+        y = self._average(z, x.shape[1], context.document_ids)
+        if self.conv_weight is not None:
+            no_bias = y.new_zeros(self.width)
+            y = F.silu(causal_depthwise_conv(y, self.conv_weight, no_bias, context.document_ids))
+        branch = self._project(x, y)
         return cast(BlockOutput, output._replace(delta=output.delta + branch))
 
     def extend(
         self, x: Tensor, state: BlockState | None, context: Context = NO_CONTEXT
     ) -> tuple[BlockOutput, BlockState]:
         """As `Block.extend`."""
-        before = (
-            EngramState(*state) if state is not None else EngramState((), *self._nothing_before(x))
+        before = None if state is None else EngramState(*state)
+        output, block_state = self.block.extend(x, before and before.block, context)
+        z = self.in_proj(x)
+        z = (
+            F.pad(z, (0, 0, self._num_kept, 0))
+            if before is None
+            else torch.cat([before.z, z], dim=1)
         )
-        output, block_state = self.block.extend(x, None if state is None else before.block, context)
-        branch, z, y = self._branch(x, before.z, before.y, None)
-        after = EngramState(block_state, z, y)
-        return output._replace(delta=output.delta + branch), after
+        y, y_after = self._average(z, x.shape[1], None), None
+        if self.conv_weight is not None:
+            no_bias = y.new_zeros(self.width)
+            y, y_after = extend_causal_conv(y, self.conv_weight, no_bias, before and before.y)
+            y = F.silu(y)
+        # A copy, so that the state does not keep the whole piece alive.
+        z_after = z[:, x.shape[1] :].clone()
+        output = output._replace(delta=output.delta + self._project(x, y))
+        return output, EngramState(block_state, z_after, y_after)
 
     def observe(self, output: BlockOutput) -> None:
         """The attention block's affair."""
         self.block.observe(output)
-
-    def _branch(
-        self, x: Tensor, z_before: Tensor, y_before: Tensor, document_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The branch's output [B, T, d], and z and y to carry on."""
-        z = torch.cat([z_before.to(x.dtype), self.in_proj(x)], dim=1)
-        y = self._average(z, x.shape[1], document_ids)
-        z_after = z[:, z.shape[1] - z_before.shape[1] :]
-        y_after = y_before
-        if self.conv_weight is not None:
-            y = torch.cat([y_before.to(x.dtype), y], dim=1)
-            y_after = y[:, y.shape[1] - y_before.shape[1] :]
-            taps = (
-                self.conv_weight.to(x.dtype).flip(1).unbind(1)
-            )  # the last one stored is the present
-            shifts = _last_shifts(y, len(taps), x.shape[1], document_ids)
-            y = F.silu(torch.stack([t * s for t, s in zip(taps, shifts, strict=True)]).sum(0))
-        return self._project(x, y), z_after, y_after
 
     def _average(self, z: Tensor, length: int, document_ids: Tensor | None) -> Tensor:
         """y [B, T, w]: every order's average through its own matrix, meaned over orders."""
@@ -154,11 +152,6 @@ class EngramBlock(Block):
         )
         return torch.sigmoid(agreement.sum(-1, keepdim=True) / x.shape[-1] ** 0.5) * value
 
-    def _nothing_before(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = x.new_zeros(x.shape[0], max(self.spec.orders) - 1, self.width)
-        y = x.new_zeros(x.shape[0], max(0, self.spec.conv_kernel_size - 1), self.width)
-        return z, y
-
 
 def _last_shifts(
     values: Tensor, num_shifts: int, length: int, document_ids: Tensor | None
@@ -177,6 +170,7 @@ def _last_shifts(
         shifted = values[:, start : start + length]
         if document_ids is not None and 0 < back < length:
             same = F.pad(document_ids[:, back:] == document_ids[:, :-back], (back, 0))
-            shifted = shifted * same.unsqueeze(-1)
+            # Selected, not multiplied by zero: what stands in another document may be anything.
+            shifted = torch.where(same.unsqueeze(-1), shifted, 0)
         shifts.append(shifted)
     return shifts

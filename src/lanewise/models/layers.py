@@ -58,12 +58,14 @@ class BlockOutput(NamedTuple):
         aux_losses: name → fp32 scalar already weighted.
         key_ids: the keys this layer selected, for later layers; None when it selects none.
         expert_ids: int64 [S, k], the routing that was followed; None without experts.
+        passed: bool [B, T], tokens that went through the block; None when all did.
     """
 
     delta: Tensor
     aux_losses: Mapping[str, Tensor] = NO_LOSSES
     key_ids: Tensor | None = None
     expert_ids: Tensor | None = None
+    passed: Tensor | None = None
 
 
 BlockState = tuple[Any, ...]

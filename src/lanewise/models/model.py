@@ -74,6 +74,7 @@ class Trunk(NamedTuple):
         expert_ids: routing of every E layer in order, int64 [S, k] each.
         embedded: input of the residual stream [B, T, d].
         paths: residual stream after each layer asked for, in the order of the layers [B, T, d].
+        document_ids: int64 [B, T], documents of a row numbered 0, 1, …; None when rows are one document.
     """
 
     hidden: Tensor
@@ -81,6 +82,7 @@ class Trunk(NamedTuple):
     expert_ids: tuple[Tensor, ...]
     embedded: Tensor
     paths: tuple[Tensor, ...] = ()
+    document_ids: Tensor | None = None
 
 
 class ModelState(NamedTuple):
@@ -216,8 +218,6 @@ class HybridModel(nn.Module):
             document_ids: int64 [B, T], equal within a document and changing at its end; None when rows are one document.
             step: the optimizer step, 0-based; STP has a window of steps and draws its spans by it.
         """
-        if document_ids is not None:
-            document_ids = count_documents(document_ids)
         stp = self.stp if self.stp is not None and self.stp.is_active(step) else None
         trunk = self.trunk(
             tokens, document_ids=document_ids, path_layers=stp.layers if stp is not None else ()
@@ -228,12 +228,12 @@ class HybridModel(nn.Module):
         )
         parts, unweighted = dict(trunk.losses), {}
         if self.mtp is not None:
-            depths = self.mtp(trunk.hidden, trunk.embedded, targets, head, document_ids)
+            depths = self.mtp(trunk.hidden, trunk.embedded, targets, head, trunk.document_ids)
             for j, (weight, loss) in enumerate(zip(self.mtp.weights, depths, strict=True), start=1):
                 unweighted[f"mtp_{j}"] = loss
                 parts[f"mtp_{j}"] = weight * loss
         if stp is not None:
-            unweighted["stp"] = stp(trunk.paths or (trunk.hidden,), step, document_ids)
+            unweighted["stp"] = stp(trunk.paths or (trunk.hidden,), step, trunk.document_ids)
             parts["stp"] = stp.coefficient * unweighted["stp"]
         return Loss(cross_entropy + sum(parts.values()), cross_entropy, parts, unweighted)
 
@@ -265,7 +265,9 @@ class HybridModel(nn.Module):
             carried, normed = self.residual.add(output.delta, carried, index + 1)
             if index in path_layers:
                 paths.append(self.residual.stream(carried))
-        return Trunk(normed, losses, tuple(expert_ids), embedded, tuple(paths))
+        return Trunk(
+            normed, losses, tuple(expert_ids), embedded, tuple(paths), context.document_ids
+        )
 
     def extend(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
         """The next tokens of B texts in inference.

@@ -142,10 +142,10 @@ def count_assignments(expert_ids: Tensor, num_experts: int) -> Tensor:
     """Assignments per expert, int64 [E]; static shape, so that a compiled block stays one graph.
 
     Args:
-        expert_ids: int64 [S, k]; negative ids, of tokens that skipped the block, do not count.
+        expert_ids: int64 [S, k].
         num_experts: E.
     """
     flat = expert_ids.reshape(-1)
-    counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=flat.device)
-    counts.index_add_(0, torch.where(flat < 0, num_experts, flat), torch.ones_like(flat))
-    return counts[:num_experts]
+    return torch.zeros(num_experts, dtype=torch.int64, device=flat.device).index_add_(
+        0, flat, torch.ones_like(flat)
+    )

@@ -28,7 +28,6 @@ from lanewise.models.layers import (
     Context,
 )
 from lanewise.models.mla import MlaProjections
-from lanewise.models.rope import rotate
 from lanewise.ops.opset import OpSet
 
 
@@ -96,7 +95,8 @@ class SparseAttention(Block):
         mla, sparse = self.mla, self.sparse
         cos, sin = mla.rope(0, x.shape[1], x)
         query_latents = mla.query_latents(x)
-        q, keys = absorbed(mla, x, query_latents, cos, sin)
+        q = mla.absorbed_queries(mla.queries(query_latents), cos, sin)
+        keys = mla.latent_keys(x, cos, sin)
         if self.indexer is None:
             return BlockOutput(self._attend(q, keys, _given(context))[0])
         index: IndexVectors = self.indexer(x, query_latents, cos, sin)
@@ -121,7 +121,8 @@ class SparseAttention(Block):
         past = 0 if before is None else before.keys.shape[1]
         cos, sin = mla.rope(past, past + x.shape[1], x)
         query_latents = mla.query_latents(x)
-        q, keys = absorbed(mla, x, query_latents, cos, sin)
+        q = mla.absorbed_queries(mla.queries(query_latents), cos, sin)
+        keys = mla.latent_keys(x, cos, sin)
         if self.indexer is None:
             after = _append(before, keys, x.new_empty(*x.shape[:2], 0))
             return BlockOutput(self._attend(q, after.keys, _given(context))[0]), after
@@ -177,22 +178,12 @@ class WarmupAttention(Attention):
         # Attention's probabilities are a target: taken from the absorbed form, whose scores are the same in any form.
         with torch.no_grad():
             query_latents = mla.query_latents(x)
-            q, keys = absorbed(mla, x, query_latents, cos, sin)
+            q = mla.absorbed_queries(mla.queries(query_latents), cos, sin)
+            keys = mla.latent_keys(x, cos, sin)
         index: IndexVectors = self.indexer(x, query_latents, cos, sin)
         loss = self.ops.indexer_warmup_loss(*index, q, keys, mla.scale, context.document_ids)
         losses = {"indexer": self.sparse.indexer_loss_coefficient * loss}
         return output._replace(aux_losses={**output.aux_losses, **losses})
-
-
-def absorbed(
-    mla: MlaProjections, x: Tensor, query_latents: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Queries [B, T, H, C+D_r] and the keys [B, T, C+D_r] that all heads share, rotated."""
-    q = mla.queries(query_latents)
-    q_nope, q_rope = q[..., : mla.spec.qk_nope_head_dim], q[..., mla.spec.qk_nope_head_dim :]
-    q = torch.cat([mla.absorb(q_nope), rotate(q_rope, cos.unsqueeze(1), sin.unsqueeze(1))], dim=-1)
-    latents, k_rope = mla.key_latents(x)
-    return q, torch.cat([latents, rotate(k_rope, cos, sin)], dim=-1)
 
 
 def require_sparse(spec: AttentionSpec) -> SparseAttentionSpec:

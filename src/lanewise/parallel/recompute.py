@@ -64,25 +64,23 @@ def apply(model: HybridModel, spec: RecomputeSpec, *, compiled: bool) -> None:
         BackendError: a compiled block was to be computed again selectively.
     """
     for index, letter in enumerate(model.letters):
-        family = TABLE_OF_LETTER[letter]
-        policy: RecomputePolicy = getattr(spec, family)
-        _refuse_compiled(family, policy, compiled=compiled)
+        policy = _policy(spec, TABLE_OF_LETTER[letter], compiled=compiled)
         model.run_block[index] = with_policy(model.run_block[index], policy)
     if model.mtp is not None:
-        _refuse_compiled("mtp", spec.mtp, compiled=compiled)
-        for depth in dict.fromkeys(
-            model.mtp.depths
-        ):  # a shared block is listed once for every depth
-            depth.run_block = with_policy(depth.run_block, spec.mtp)
+        policy = _policy(spec, "mtp", compiled=compiled)
+        for depth in set(model.mtp.depths):
+            depth.run_block = with_policy(depth.run_block, policy)
 
 
-def _refuse_compiled(family: str, policy: RecomputePolicy, *, compiled: bool) -> None:
+def _policy(spec: RecomputeSpec, family: str, *, compiled: bool) -> RecomputePolicy:
+    policy: RecomputePolicy = getattr(spec, family)
     if policy == "selective" and compiled:
         raise BackendError(
             f"recompute.{family} = selective cannot be combined with regional_compile: the operations of a compiled "
             "block cannot be told apart, and the compiler already chooses itself what to compute again. Use full "
             "or none, or --set features.regional_compile=off."
         )
+    return policy
 
 
 def with_policy(run: RunBlock, policy: RecomputePolicy) -> RunBlock:

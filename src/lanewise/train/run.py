@@ -17,7 +17,6 @@ from lanewise.measure.goodput import GoodputClock
 from lanewise.measure.memory import CPU_METHOD, live_tensors, measure_cpu_step, peak_rss_bytes
 from lanewise.measure.steady import RULE, detect_warmup
 from lanewise.measure.steps import StepRecorder
-from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
@@ -26,9 +25,9 @@ from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
 from lanewise.train import checkpoint, saved
+from lanewise.train.build import build_model
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
-from lanewise.train.data.token_facts import token_facts
 from lanewise.train.loop import StepResult, TrainingLoop
 from lanewise.train.optim import parameter_groups
 from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
@@ -102,6 +101,7 @@ class Run:
         self.messages: list[str] = []
         self._recorder = StepRecorder()
         self._expert_load_cvs: list[float] = []
+        self._auxiliary_losses: dict[str, list[float]] = {}
         self._finished = False
         self._compile_seconds = 0.0
         with self.goodput.span("training_prep"):
@@ -127,11 +127,11 @@ class Run:
             lane_problems(lane, resolved.device_type, resolved.model_switches),
             offered,
         )
-        facts = None
-        if resolved.model_switches.get("metadata_embeddings", False):
-            facts = torch.from_numpy(token_facts(self.corpus.tokenizer, lane.model.vocab_size))
-        self.model = HybridModel(
-            lane, model_switches=resolved.model_switches, ops=self.ops, token_facts=facts
+        self.model = build_model(
+            lane,
+            model_switches=resolved.model_switches,
+            ops=self.ops,
+            tokenizer=self.corpus.tokenizer,
         )
         self.model.reset_parameters(torch.Generator().manual_seed(lane.seed))
         self.model.to(device).train()
@@ -214,6 +214,8 @@ class Run:
         )
         if result.expert_load_cv is not None:
             self._expert_load_cvs.append(result.expert_load_cv)
+        for name, value in result.auxiliary_losses.items():
+            self._auxiliary_losses.setdefault(name, []).append(value)
         return result
 
     def save_checkpoint(self) -> Path | None:
@@ -291,6 +293,7 @@ class Run:
                 observations=observations,
                 recorder=self._recorder,
                 expert_load_cvs=self._expert_load_cvs,
+                auxiliary_losses=self._auxiliary_losses,
                 warmup=warmup or self._detect_warmup(),
                 goodput=self.goodput.summary(),
                 compile=self._compile_record(),
