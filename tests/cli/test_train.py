@@ -69,7 +69,7 @@ def test_checkpoint_and_resume(
     [
         (["--resume"], "--checkpoint-dir"),
         (["--checkpoint-every", "5"], "--checkpoint-dir"),
-        (["--set", "optimizer.name=muon"], "optimizer.name = muon"),
+        (["--set", "topology.dp_shard=2"], "topology dp2 (2 processes)"),
         (["--set", "model.moe.topk=2"], "top_k"),
         (["--set", "features.fused_mla_projection=on"], "fused_mla_projection"),
         (["--set", "ops.ssm_scan=nonsense"], "nonsense"),

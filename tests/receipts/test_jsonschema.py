@@ -6,16 +6,16 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from lanewise.receipts.jsonschema import DEFAULT_FOLDER, SCHEMAS, json_schema, write_schemas
+from lanewise.receipts.jsonschema import DEFAULT_FOLDER, FROZEN, SCHEMAS, json_schema, write_schemas
 from lanewise.receipts.schema import Record
 from tests.receipts.factory import make_campaign, make_decision, make_receipt, make_steps
 
 GOLDEN = Path(__file__).parent / "golden" / "receipt-1.0.json"
 EXAMPLES = {
     "receipt-1.0.json": make_receipt(),
-    "decision-1.0.json": make_decision(),
-    "campaign-1.0.json": make_campaign(),
-    "steps-1.0.json": make_steps(),
+    "decision-1.1.json": make_decision(),
+    "campaign-1.1.json": make_campaign(),
+    "steps-1.1.json": make_steps(),
 }
 
 
@@ -29,7 +29,7 @@ def test_the_committed_schemas_are_generated(tmp_path: Path) -> None:
     for path in write_schemas(tmp_path):
         kept = (DEFAULT_FOLDER / path.name).read_text(encoding="utf-8")
         assert path.read_text(encoding="utf-8") == kept, "run `make schema` and commit schemas/"
-    assert {path.name for path in DEFAULT_FOLDER.iterdir()} == set(SCHEMAS)
+    assert {path.name for path in DEFAULT_FOLDER.iterdir()} == {*SCHEMAS, *FROZEN}
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

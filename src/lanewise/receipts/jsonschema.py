@@ -1,5 +1,7 @@
 """JSON Schema 2020-12 of every record, generated from the models: `python -m lanewise.receipts.jsonschema` writes them.
 
+The schema of an older version stays as it was released.
+
 A test fails when the committed files differ from what is generated here.
 """
 
@@ -17,10 +19,12 @@ from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SCHEMAS: Mapping[str, type[Record]] = {
     "receipt-1.0.json": RunReceipt,
-    "decision-1.0.json": Decision,
-    "campaign-1.0.json": CampaignRecord,
-    "steps-1.0.json": StepSeries,
+    "decision-1.1.json": Decision,
+    "campaign-1.1.json": CampaignRecord,
+    "steps-1.1.json": StepSeries,
 }
+FROZEN: tuple[str, ...] = ("decision-1.0.json", "campaign-1.0.json", "steps-1.0.json")
+"""Schemas of released versions that no model generates any more; receipts of these versions are still read."""
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "schemas"
 
 

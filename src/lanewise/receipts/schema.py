@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA_VERSION = "1.0.0"
+STEPS_SCHEMA_VERSION = "1.1.0"
+"""1.1 brought `loss_parts`."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -360,7 +362,7 @@ class RunReceipt(Record):
 class StepSeries(Record):
     """Sidecar of a receipt: one entry per step, in order."""
 
-    schema_version: str = SCHEMA_VERSION
+    schema_version: str = STEPS_SCHEMA_VERSION
     step: tuple[int, ...]
     """Optimizer step, 0-based."""
     start_seconds: tuple[float, ...]
@@ -372,3 +374,5 @@ class StepSeries(Record):
     """Null where the value was not finite."""
     tags: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Tag → indices into the lists above."""
+    loss_parts: dict[str, tuple[FiniteOrNull, ...]] = Field(default_factory=dict)
+    """Auxiliary loss by name → what it added to `loss` in every step, weighted; null where the step had none of it."""

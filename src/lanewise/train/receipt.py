@@ -44,12 +44,11 @@ from lanewise.receipts.schema import (
     Timing,
     Warmup,
 )
+from lanewise.train.loss_record import loss_extensions
 from lanewise.train.process import ALLOCATOR_KEY
 from lanewise.train.request import RunRequest
 
 CLOCK = "perf_counter_ns"
-AUXILIARY_KEY = "io.lanewise.auxiliary_losses"
-"""Key in `extensions`: unweighted auxiliary losses of the run's first and last step, e.g. `mtp_1` in nats per token."""
 INDEX_LAYERS_KEY = "io.lanewise.index_layers"
 """Key in `extensions` that says which A ranks computed a sparse index, reused one, or were promoted to computing it."""
 CLOSURE_RATIO = 1e-3
@@ -140,7 +139,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "missing": _without_present(missing, facts),
         "extensions": {
             ALLOCATOR_KEY: facts.host_allocator,
-            **({AUXILIARY_KEY: _auxiliary(facts)} if facts.auxiliary_losses else {}),
+            **loss_extensions(facts.auxiliary_losses, facts.recorder.loss_parts()),
             **_index_layers(resolved),
         },
     }
@@ -194,17 +193,6 @@ def tokens_per_step(resolved: ResolvedLane) -> int:
     """Tokens of one optimizer step on one process."""
     batch = resolved.lane.batch
     return batch.sequence_length * batch.micro_batch_size * batch.gradient_accumulation_steps
-
-
-def _auxiliary(facts: RunFacts) -> dict[str, dict[str, float | None]]:
-    """First and last unweighted value of every auxiliary loss; null where it was not finite."""
-    return {
-        name: {
-            place: value if math.isfinite(value) else None
-            for place, value in (("first", values[0]), ("last", values[-1]))
-        }
-        for name, values in facts.auxiliary_losses.items()
-    }
 
 
 def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:

@@ -211,6 +211,7 @@ class Run:
             loss=result.loss,
             grad_norm=math.nan if result.grad_norm is None else result.grad_norm,
             tags=result.tags,
+            loss_parts=result.loss_parts,
         )
         if result.expert_load_cv is not None:
             self._expert_load_cvs.append(result.expert_load_cv)
