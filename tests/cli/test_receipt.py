@@ -143,6 +143,33 @@ def test_diff_says_whether_two_receipts_are_comparable(store: Store, capsys: Cap
     assert document["differences"][0]["field"] == "data_digest"
 
 
+def test_diff_shows_losses_against_steps_and_against_time(store: Store, capsys: Capture) -> None:
+    quick, _ = store.write_receipt(make_body(), steps=make_steps(20))
+    slow, _ = store.write_receipt(
+        make_body({"numerics.loss_last": 4.0}), steps=make_steps(20, seconds=0.125)
+    )
+    assert call(store, "diff", quick, slow) == 0
+    out = capsys.readouterr().out
+    assert (
+        "loss after 20 steps 4.6200 and 4.6200 (+0.0000); after 2.60 s of steps 4.6200 and" in out
+    )
+    assert call(store, "diff", quick, slow, "--json") == 0
+    losses = json.loads(capsys.readouterr().out)["losses"]
+    assert losses["equal_steps"]["treated"] == pytest.approx(4.62)
+    assert losses["equal_time"]["treated"] > losses["equal_time"]["control"]
+
+
+def test_diff_names_step_series_it_cannot_read(store: Store, capsys: Capture) -> None:
+    one, location = store.write_receipt(make_body(), steps=make_steps(20))
+    other, _ = store.write_receipt(make_body({"numerics.loss_last": 4.0}), steps=make_steps(21))
+    (series,) = Path(location).parent.glob(f"{store.read_receipt(one).artifacts[0].uri}")
+    series.write_text("{}")
+    assert call(store, "diff", one, other) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("comparable")
+    assert "losses are not compared:" in captured.err
+
+
 def test_reindex_prints_counts(store: Store, capsys: Capture) -> None:
     store.write_receipt(make_body())
     store.write_decision(make_decision())

@@ -82,7 +82,7 @@ def test_checkpoint_and_resume(
     [
         (["--resume"], "--checkpoint-dir"),
         (["--checkpoint-every", "5"], "--checkpoint-dir"),
-        (["--set", "optimizer.name=muon"], "optimizer.name = muon"),
+        (["--set", "topology.dp_shard=2"], "topology dp2 (2 processes)"),
         (["--set", "model.moe.topk=2"], "top_k"),
         (["--set", "model.moe.routing_mode=replayed"], "--replay-routing DIR"),
         (["--replay-routing", "/nowhere/at/all"], "holds no recording"),

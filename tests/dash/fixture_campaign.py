@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lanewise.dash.html import write_report
+from lanewise.measure.loss_curve import compare_losses
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.schema import StepSeries
 from lanewise.receipts.store import Store
@@ -47,6 +48,8 @@ class Case:
     num_blocks: int = 3
     compile_seconds: float = 0.0
     status: str = "COMPLETE"
+    loss_gain_per_step: float = 0.0
+    """How much lower the loss is with the feature on, in nats per step taken."""
 
 
 CASES: tuple[Case, ...] = (
@@ -151,6 +154,7 @@ CASES: tuple[Case, ...] = (
         reason="the interval reaches +3.3 %, the budget is +1.0 %",
         stance="stays opt-in (budget 1 %)",
         memory_mib=1,
+        loss_gain_per_step=0.001,
     ),
     Case(
         feature="backend_dispatch",
@@ -252,6 +256,7 @@ def _decision(
                 measured,
             ),
             "loss_max_abs_diff": None if case.role == "tax" or not measured else 3.6e-7,
+            **(_losses(store, blocks) if case.role == "tax" else {}),
             "observed": [case.observed] if measured else [],
             "observed_ok": case.observed_ok,
             "verdict": case.verdict,
@@ -261,6 +266,18 @@ def _decision(
             "blocks": blocks,
         }
     )
+
+
+def _losses(store: Store, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    control, treated = (store.read_steps(blocks[0]["receipts"][arm][0]) for arm in "AB")
+    assert control is not None
+    assert treated is not None
+    found = compare_losses(control, treated)
+    assert found is not None
+    return {
+        f"loss_{point}": {"control": pair.control, "treated": pair.treated, "delta": pair.delta}
+        for point, pair in (("equal_steps", found.equal_steps), ("equal_time", found.equal_time))
+    }
 
 
 def _estimate(case: Case) -> dict[str, Any]:
@@ -300,6 +317,10 @@ def _block(
     receipts = {}
     for arm, seconds in (("A", control), ("B", treated)):
         steps = _steps(rng, seconds, warmup, case.compile_seconds if arm == "B" else 0.0)
+        if case.role == "tax" and arm == "B":
+            gain = case.loss_gain_per_step
+            losses = (None if x is None else x - gain * i for i, x in enumerate(steps.loss))
+            steps = steps.model_copy(update={"loss": tuple(losses)})
         body = _receipt_changes(case, lane, campaign_id, number, arm, seconds, warmup, steps)
         receipts[arm] = [store.write_receipt(factory.make_body(body), steps=steps)[0]]
     return {

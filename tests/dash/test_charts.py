@@ -9,6 +9,7 @@ import pytest
 from lanewise.dash.badput import badput, categories_present, partitions
 from lanewise.dash.costs import anatomy, memory
 from lanewise.dash.forest import forest
+from lanewise.dash.losses import loss_charts
 from lanewise.dash.strips import strips
 from lanewise.receipts.decision import Decision
 from lanewise.receipts.schema import StepSeries
@@ -204,3 +205,33 @@ def test_warmup_that_never_ended_is_shaded_to_the_end() -> None:
 
 def test_without_series_there_is_no_strip() -> None:
     assert strips(make_decision(), {}) == ()
+
+
+def test_the_loss_chart_of_a_tax_shows_both_arms_and_says_both_deltas(example: Example) -> None:
+    (chart,) = loss_charts(example.evidence.decisions, example.evidence.series)
+    assert chart.feature == "extra_aux_losses"
+    root = assert_sound(chart.markup)
+    assert_no_overlap(root)
+    assert root.findtext("title") == "Loss over step time, extra_aux_losses"
+    assert root.findtext("desc") == chart.words
+    assert "after 36 steps 3.660 without and 3.628 with the feature (−0.032)" in chart.words
+    assert "(−0.001)" in chart.words
+    kinds = [path.get("class") for path in root.iter("path")]
+    assert kinds == ["series arm-a", "series arm-b", "series arm-b"]  # the last is the difference
+
+
+def test_there_is_no_loss_chart_without_a_series_or_a_loss(example: Example) -> None:
+    assert loss_charts(example.evidence.decisions, {}) == ()
+    broken = {
+        key: series.model_copy(update={"loss": (None,) * len(series.loss)})
+        for key, series in example.evidence.series.items()
+    }
+    assert loss_charts(example.evidence.decisions, broken) == ()
+
+
+def test_equal_losses_of_one_step_are_still_a_chart(example: Example) -> None:
+    (decision,) = (d for d in example.evidence.decisions if d.role == "tax")
+    flat = make_steps(1)
+    series = dict.fromkeys(example.evidence.series, flat)
+    (chart,) = loss_charts([decision], series)
+    assert_sound(chart.markup)

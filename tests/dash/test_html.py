@@ -91,6 +91,7 @@ def test_sections_come_in_the_promised_order(example: Example) -> None:
         "decisions",
         "effects",
         "anatomy",
+        "losses",
         "memory",
         "badput",
         "steps",
@@ -117,6 +118,8 @@ def test_the_page_says_what_a_person_asks(example: Example) -> None:
         "experts (E)",
         "batch.sequence_length 64",
         "OVER_BUDGET",
+        "loss at equal steps 3.660 → 3.628 nats per token (−0.032)",
+        "loss at equal time 3.660 → 3.659 nats per token (−0.001)",
     ):
         assert part in text, part
     assert len(re.findall(r"<li>", example.html.split('id="method"')[1].split("</ol>")[0])) == 5
@@ -128,11 +131,19 @@ def test_a_complete_campaign_has_no_warning(example: Example) -> None:
 
 def test_every_chart_is_well_formed_xml(example: Example) -> None:
     charts = re.findall(r"<svg.*?</svg>", example.html, flags=re.DOTALL)
-    assert len(charts) == 4 + sum(case.num_blocks for case in CASES)
+    assert len(charts) == 4 + 1 + sum(case.num_blocks for case in CASES)
     for chart in charts:
         root = ElementTree.fromstring(chart)
         assert root.findtext("title")
         assert root.findtext("desc")
+
+
+def test_a_campaign_without_a_tax_says_nothing_about_losses_bought(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    campaign = build_campaign(store, cases=CASES[:1])
+    html = render_report(gather(store, campaign.campaign_id), now=NOW)
+    assert 'id="losses"' not in html
+    assert "Δ loss" not in words(html)
 
 
 def test_rows_open_without_javascript(example: Example) -> None:

@@ -17,6 +17,8 @@ def test_the_columns_are_the_ones_a_person_was_promised() -> None:
         "Δ tokens/s",
         "Δ memory",
         "Δ goodput",
+        "Δ loss at equal steps",
+        "Δ loss at equal time",
         "observed",
         "verdict",
         "stance",
@@ -34,6 +36,8 @@ def test_a_complete_decision_fills_every_cell() -> None:
         "+45.0 %",
         "−11 MiB",
         "+1.0 pp",
+        "—",
+        "—",
         "sorted.torch ✓",
         "FASTER",
         "default on",
@@ -104,3 +108,23 @@ def test_a_narrow_interval_gives_every_row_two_decimals() -> None:
 def test_the_header_names_the_confidence_used() -> None:
     titles = [c.title for c in columns([make_decision({"estimate.confidence": 0.978})])]
     assert "97.8 % interval" in titles
+
+
+TAX = {
+    "role": "tax",
+    "loss_equal_steps": {"control": 3.66, "treated": 3.628, "delta": -0.032},
+    "loss_equal_time": {"control": 3.66, "treated": 3.6702, "delta": 0.0102},
+}
+
+
+def test_a_tax_shows_its_loss_at_equal_steps_and_at_equal_time() -> None:
+    (row,) = rows([make_decision(TAX)])
+    assert (row.loss_steps, row.loss_time) == ("−0.032", "+0.010")
+    assert row.sort_keys["loss_time"] == 0.0102
+
+
+def test_losses_have_columns_only_beside_a_decision_that_compares_them() -> None:
+    keys = [column.key for column in columns([make_decision()])]
+    assert not {"loss_steps", "loss_time"} & set(keys)
+    keys = [column.key for column in columns([make_decision(), make_decision(TAX)])]
+    assert keys == [column.key for column in COLUMNS]

@@ -42,10 +42,10 @@ def test_elsewhere_than_on_a_terminal_lines_are_whole_and_aligned(example: Examp
         assert row == row.rstrip()
 
 
-@pytest.mark.parametrize("width", [140, 160, 220])
-def test_from_140_columns_on_every_column_is_there(example: Example, width: int) -> None:
+@pytest.mark.parametrize("width", [160, 180, 220])
+def test_from_160_columns_on_every_column_is_there(example: Example, width: int) -> None:
     lines = printed(example, width)
-    header = " ".join(" ".join(lines[:2]).split())
+    header = " ".join(" ".join(lines[:4]).split())
     for column in COLUMNS:
         assert set(column.title.split()) <= set(header.split()), column.title
     assert not any("not shown" in line for line in lines)
@@ -67,9 +67,20 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(
 
 def test_a_narrow_terminal_says_what_it_leaves_out(example: Example) -> None:
     text = " ".join(" ".join(printed(example, 80)).split())
-    assert "not shown at this width: role, vs, Δ tokens/s, Δ memory, Δ goodput, stance" in text
+    assert (
+        "not shown at this width: role, vs, Δ tokens/s, Δ memory, Δ goodput, "
+        "Δ loss at equal steps, Δ loss at equal time, stance"
+    ) in text
 
 
 def test_a_terminal_too_narrow_for_the_verdicts_gets_the_plain_lines(example: Example) -> None:
     text = "".join(printed(example, 30))
     assert "not shown" not in text
+
+
+@pytest.mark.parametrize("width", range(62, 200, 3))
+def test_the_loss_of_a_tax_is_never_shown_against_steps_alone(example: Example, width: int) -> None:
+    lines = printed(example, width)
+    (tax,) = (i for i, line in enumerate(lines) if "OVER_BUDGET" in line)
+    if "−0.032" in lines[tax]:
+        assert "−0.001" in lines[tax]

@@ -251,6 +251,27 @@ def test_a_tax_may_change_the_loss(world):
     assert decision.loss_max_abs_diff is None
 
 
+def test_the_loss_of_a_tax_is_read_at_equal_steps_and_at_equal_time(world):
+    """10 % slower and 0.05 nats better at every step, on a loss that falls by 0.05 a step."""
+    gain = {"on": 0.05, "off": 0.0}
+    world.script.loss = lambda request, step: (
+        5.5 - 0.05 * step - gain[state(request, "extra_aux_losses")]
+    )
+    world.script.seconds = with_effect("extra_aux_losses", 1.10, noise_sd=0.0001)
+    (decision,) = world.lab().start(options(features=("extra_aux_losses",))).decisions
+    num_steps = len(world.store.read_steps(decision.blocks[0].receipts["A"][0]).step)
+    steps, time = decision.loss_equal_steps, decision.loss_equal_time
+    assert steps.delta == pytest.approx(-0.05)
+    behind_steps = num_steps * (1 - 1 / 1.10)
+    assert time.delta == pytest.approx(-0.05 + 0.05 * behind_steps, rel=0.02)
+    assert decision.verdict is Verdict.OVER_BUDGET, "losses never move the verdict"
+
+
+def test_equal_mathematics_have_no_loss_to_weigh(world):
+    (decision,) = world.lab().start(options()).decisions
+    assert (decision.loss_equal_steps, decision.loss_equal_time) == (None, None)
+
+
 def test_other_software_in_the_middle_of_a_campaign_is_invalid(world):
     world.script.body = lambda request: (
         {"environment_digest": "sha256:" + "1" * 64} if request.experiment.block == 2 else {}

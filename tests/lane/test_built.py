@@ -31,7 +31,6 @@ def test_a_dense_lane_is_built() -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["optimizer.name=muon"], "optimizer.name = muon"),
         (["topology.dp_shard=2"], "topology dp2 (2 processes)"),
     ],
 )

@@ -63,3 +63,22 @@ def test_summary_scales_with_its_unit_and_ignores_order(durations: list[float], 
             getattr(other, field), getattr(one, field) * factor, rel_tol=1e-9, abs_tol=1e-9
         )
     assert min(durations) <= one.p10 <= one.median <= one.p90 <= max(durations)
+
+
+def test_loss_parts_keep_their_place_among_the_steps() -> None:
+    recorder = StepRecorder()
+    for step, parts in enumerate([{"mtp_1": 1.5}, {"mtp_1": float("nan"), "stp": 0.25}, {}]):
+        recorder.record(
+            step=step,
+            start_seconds=float(step),
+            duration_seconds=1.0,
+            data_wait_seconds=0.0,
+            loss=5.0,
+            grad_norm=1.0,
+            loss_parts=parts,
+        )
+    assert recorder.series().loss_parts == {
+        "mtp_1": (1.5, None, None),
+        "stp": (None, 0.25, None),
+    }
+    assert recorder.loss_parts()["stp"] == (0.25,)

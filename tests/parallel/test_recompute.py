@@ -9,7 +9,7 @@ from lanewise.lane.load import load_lane
 from lanewise.lane.pattern import TABLE_OF_LETTER
 from lanewise.lane.schema import Lane, RecomputePolicy, RecomputeSpec
 from lanewise.measure.memory import measure_cpu_step
-from lanewise.models.layers import NO_CONTEXT, Block, BlockOutput, Context
+from lanewise.models.layers import NO_CONTEXT, Block, BlockOutput, Context, run_plainly
 from lanewise.models.model import HybridModel
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
@@ -144,16 +144,11 @@ class Widening(Block):
         return BlockOutput((hidden @ self.second).view_as(x))
 
 
-def plainly(block: Block, x: torch.Tensor, context: Context) -> BlockOutput:
-    output: BlockOutput = block(x, context)
-    return output
-
-
 @pytest.mark.parametrize(("policy", "products"), [("none", 2), ("selective", 2), ("full", 3)])
 def test_products_run_again_only_where_full_says_so(policy: str, products: int) -> None:
     """The output product is never run again: the backward pass does not need its result."""
     block, x = Widening(), torch.ones(1, 3, 4)
-    run = recompute.with_policy(plainly, policy)  # type: ignore[arg-type]
+    run = recompute.with_policy(run_plainly, policy)  # type: ignore[arg-type]
     with Products() as ran:
         run(block, x, NO_CONTEXT).delta.square().sum().backward()
     assert block.forwards == (1 if policy == "none" else 2)
@@ -187,13 +182,21 @@ class WritesInPlace(Widening):
         return BlockOutput((hidden @ self.second).view_as(x))
 
 
+class WritesThroughAView(Widening):
+    """The product of three dims is returned by `_unsafe_view`, whose version counter is its own."""
+
+    def forward(self, x: torch.Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
+        hidden = (x @ self.first).mul_(2).sin()
+        return BlockOutput(hidden @ self.second)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("kind", [UsesItsOutput, ReadsItsDelta, WritesInPlace])
+@pytest.mark.parametrize("kind", [UsesItsOutput, ReadsItsDelta, WritesInPlace, WritesThroughAView])
 def test_blocks_that_use_what_they_made(kind: type[Widening], policy: str) -> None:
     gradients = []
     for each in ("none", policy):
         block = kind()
-        run = recompute.with_policy(plainly, each)  # type: ignore[arg-type]
+        run = recompute.with_policy(run_plainly, each)  # type: ignore[arg-type]
         output = run(block, torch.ones(1, 3, 4), NO_CONTEXT)
         (output.delta.square().sum() + sum(output.aux_losses.values())).backward()
         gradients.append([p.grad for p in block.parameters()])
@@ -230,3 +233,66 @@ def test_decoding_and_evaluation_are_left_alone() -> None:
     tokens, targets = random_batch(lane)
     with torch.no_grad():
         assert torch.isfinite(model(tokens, targets).total)
+
+
+MTP = {"depth": 2, "mlp_hidden_size": 10, "sharing": "shared"}
+SPARSE = {
+    "top_k": 4,
+    "index_num_heads": 2,
+    "index_head_dim": 4,
+    "layer_ranks": [0, 1],
+    "full_ranks": [0],
+}
+
+
+def gradients_with(lane: Lane, spec: RecomputeSpec, switches: dict[str, bool]) -> dict[str, Any]:
+    """Loss and gradients of a micro-batch of several documents."""
+    model = micro_model(lane, ops=default_ops(lane), switches=switches).train()
+    recompute.apply(model, spec, compiled=False)
+    documents = torch.tensor([[0] * 4 + [1] + [2] * 5, [3] * 10])
+    loss = model(*random_batch(lane), document_ids=documents)
+    loss.total.backward()
+    return {
+        "loss": loss.total.detach(),
+        **{name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+    }
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_index_cache_documents_and_mtp_are_the_same_to_the_bit(policy: str) -> None:
+    lane = micro_lane(
+        model__pattern="AEMRADGA",
+        model__num_layers=8,
+        model__attention__sparse=SPARSE,
+        model__mtp=MTP,
+    )
+    switches = {"mtp": True, "extra_aux_losses": True}
+    every = dict.fromkeys(RecomputeSpec.model_fields, policy)
+    plain = gradients_with(lane, RecomputeSpec(), switches)
+    again = gradients_with(lane, RecomputeSpec(**every), switches)
+    assert plain.keys() == again.keys()
+    assert any("mtp" in name for name in plain)
+    assert any("indexer" in name for name in plain)
+    for name, value in plain.items():
+        assert torch.equal(value, again[name]), name
+
+
+@pytest.mark.parametrize("switch", ["engram", "hyper_connections", "depth_routing", "stp"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_taxes_are_the_same_to_the_bit(switch: str, policy: str) -> None:
+    lane = micro_lane(model__pattern="ADEM", model__depth_routing={"num_first_layers_kept": 0})
+    plain = gradients_with(lane, RecomputeSpec(), {switch: True})
+    again = gradients_with(lane, everywhere(lane, policy), {switch: True})
+    for name, value in plain.items():
+        assert torch.equal(value, again[name]), name
+
+
+def test_a_shared_mtp_block_is_wrapped_once() -> None:
+    lane = micro_lane(model__mtp=MTP)
+    model = micro_model(lane, switches={"mtp": True})
+    recompute.apply(model, RecomputeSpec(mtp="full"), compiled=False)
+    assert model.mtp is not None
+    (depth,) = set(model.mtp.depths)
+    assert depth.run_block.args == (run_plainly,)  # type: ignore[attr-defined]
+    with pytest.raises(BackendError, match=r"recompute\.mtp = selective"):
+        recompute.apply(model, RecomputeSpec(mtp="selective"), compiled=True)

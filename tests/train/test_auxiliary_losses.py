@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lanewise.lane.schema import Lane
-from lanewise.train.extensions import AUXILIARY_KEY, extensions
+from lanewise.train.loss_record import AUXILIARY_KEY
 from lanewise.train.run import Run
 from tests.models.micro import micro_lane
 from tests.train.runs import micro_request
@@ -43,11 +43,6 @@ def test_without_auxiliary_losses_nothing_is_said(tmp_path: Path) -> None:
     run = Run(micro_request(tmp_path, lane(), features={"mtp": "off"}))
     assert run.step().auxiliary_losses == {}
     assert AUXILIARY_KEY not in run.finish().receipt.extensions
-
-
-def test_a_loss_that_is_not_finite_is_null() -> None:
-    found = extensions(lane().model, host_allocator="", auxiliary_losses={"mtp_1": [1.0, math.nan]})
-    assert found[AUXILIARY_KEY] == {"mtp_1": {"first": 1.0, "last": None}}
 
 
 def test_a_resumed_run_sees_the_spans_it_would_have_seen(tmp_path: Path) -> None:

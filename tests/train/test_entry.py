@@ -144,8 +144,8 @@ def test_bad_data_is_a_failed_event_with_its_exit_code(tmp_path: Path) -> None:
 
 
 def test_an_unbuilt_lane_is_a_failed_event(tmp_path: Path) -> None:
-    request = lockstep(tmp_path, lane=micro_lane(optimizer__name="muon"))
-    assert "optimizer.name = muon" in failure(Parent(request.model_dump_json()))["error"]
+    request = lockstep(tmp_path, lane=micro_lane(topology__dp_shard=2))
+    assert "topology dp2 (2 processes)" in failure(Parent(request.model_dump_json()))["error"]
 
 
 def test_a_backend_that_cannot_run_is_a_failed_event(tmp_path: Path) -> None:

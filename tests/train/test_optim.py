@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lanewise.lane.schema import OptimizerSpec
+from lanewise.models.layers import Linear
 from lanewise.train.optim import (
     clip_gradients,
     learning_rate,
@@ -52,6 +53,46 @@ def test_groups_hold_every_parameter_once_and_decay_only_matrices() -> None:
     assert {"embedding", "head"} <= {named[id(p)] for p in decayed["params"]}
     assert all("norm" in n or "bias" in n or "skip" in n or "a_log" in n
                for n in (named[id(p)] for p in plain["params"]))  # fmt: skip
+
+
+def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
+    model = micro_model()
+    spec = OptimizerSpec(name="muon", weight_decay=0.2, muon_momentum=0.9, muon_num_iterations=3)
+    muon, decayed, plain = parameter_groups(model, spec)
+    named = {id(p): name for name, p in model.named_parameters()}
+    names = [{named[id(p)] for p in group["params"]} for group in (muon, decayed, plain)]
+    assert names[0] == {
+        "blocks.0.mla.q_down.weight",
+        "blocks.0.mla.q_up.weight",
+        "blocks.0.mla.kv_down.weight",
+        "blocks.0.mla.kv_up.weight",
+        "blocks.0.mla.out.weight",
+        "blocks.1.w_in",
+        "blocks.1.w_out",
+        "blocks.1.shared_in.weight",
+        "blocks.1.shared_out.weight",
+        "blocks.2.in_proj.weight",
+        "blocks.2.out.weight",
+        "blocks.3.in_proj.weight",
+        "blocks.3.out.weight",
+    }
+    assert names[1] == {
+        "embedding",
+        "head",
+        "blocks.1.router.weight",
+        "blocks.3.conv_weight",
+        "blocks.3.state_weight",
+    }
+    assert names[0] | names[1] | names[2] == set(named.values())
+    assert sum(len(group["params"]) for group in (muon, decayed, plain)) == len(named)
+    assert (muon["algorithm"], muon["momentum"], muon["num_iterations"]) == ("muon", 0.9, 3)
+    assert (muon["weight_decay"], decayed["weight_decay"], plain["weight_decay"]) == (0.2, 0.2, 0.0)
+
+
+def test_a_map_to_one_number_is_a_vector() -> None:
+    gate = torch.nn.ModuleList([Linear(8, 1), Linear(8, 2)])
+    groups = parameter_groups(gate, OptimizerSpec(name="muon"))
+    assert [[list(p.shape) for p in group["params"]] for group in groups] == [[[2, 8]], [[1, 8]]]
 
 
 def gradients(*values: float) -> list[torch.nn.Parameter]:

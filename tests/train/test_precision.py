@@ -72,7 +72,7 @@ def test_blocks_compute_and_the_stream_carries_in_the_dtypes_asked_for(
     for block in run.model.layers:
         block.register_forward_hook(note)  # type: ignore[arg-type]
         if isinstance(block, MixtureOfExperts):
-            block.router.register_forward_hook(lambda _m, _i, out: logits.append(out.dtype))
+            block.router.register_forward_hook(lambda _m, _i, out: logits.append(out.logits.dtype))
     run.step()
     assert set(seen) == {(dtypes[compute], dtypes[compute])}
     assert set(carried) == {dtypes[residual]}

@@ -325,8 +325,8 @@ def test_data_with_a_larger_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_built_is_refused_by_name(tmp_path: Path) -> None:
-    lane = micro_lane(optimizer__name="muon")
-    with pytest.raises(NotBuiltError, match=r"optimizer\.name = muon"):
+    lane = micro_lane(topology__dp_shard=2)
+    with pytest.raises(NotBuiltError, match=r"topology dp2 \(2 processes\)"):
         Run(micro_request(tmp_path, lane=lane))
 
 

@@ -62,3 +62,32 @@ def test_documents_of_the_corpus_reach_the_model(
     rows = [row for batch in seen for row in batch]
     assert any(len(set(row)) == 2 for row in rows)
     assert {document for row in rows for document in row} == {0, 1, 2}
+
+
+MUON = {"optimizer__name": "muon", "optimizer__learning_rate": 2e-2, "model__hidden_size": 24}
+
+
+@pytest.mark.parametrize("state", ["off", "on"])
+def test_muon_learns_and_resumes_to_the_bit(tmp_path: Path, state: str) -> None:
+    lane = micro_lane(**MUON)
+    checkpoints = str(tmp_path / "c")
+
+    def build(name: str, **fields: object) -> Run:
+        (tmp_path / name).mkdir()
+        features = {"fused_optimizer": state}
+        return Run(micro_request(tmp_path / name, lane, features=features, **fields))
+
+    whole = build("whole")
+    losses = [whole.step().loss for _ in range(6)]
+    assert losses[-1] < losses[0] - 0.5
+    first = build("first", checkpoint_dir=checkpoints)
+    assert [first.step().loss for _ in range(3)] == losses[:3]
+    first.save_checkpoint()
+    second = build("second", checkpoint_dir=checkpoints, resume=True)
+    assert second.messages == ["resumed from step-00000003"]
+    assert [second.step().loss for _ in range(3)] == losses[3:]
+    for (name, p), q in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    (record,) = (r for r in second.finish().receipt.backends if r.op == "optimizer_step")
+    wanted = {"off": "per_tensor.torch", "on": "fused.torch"}[state]
+    assert (record.observed, record.launches) == ((wanted,), 3)

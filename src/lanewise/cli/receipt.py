@@ -11,7 +11,9 @@ import typer
 from lanewise.cli.output import JsonFlag, StoreOption, print_json, print_table, store_root
 
 if TYPE_CHECKING:
+    from lanewise.measure.loss_curve import LossComparison
     from lanewise.receipts.index import IndexRow, Listing
+    from lanewise.receipts.schema import RunReceipt
     from lanewise.receipts.store import Store
 
 EXIT_INVALID = 3
@@ -136,6 +138,8 @@ def diff(
     first: Reference, second: Reference, store: StoreOption = None, json: JsonFlag = False
 ) -> None:
     """Say whether two receipts may meet in one test, and print the fields in which they differ."""
+    from dataclasses import asdict
+
     from lanewise.receipts.compare import declared_features
     from lanewise.receipts.compare import diff as differences_of
 
@@ -144,6 +148,7 @@ def diff(
     differences = differences_of(a, b)
     blocking = [difference for difference in differences if difference.blocks]
     declared = sorted(declared_features(a, b))
+    losses = _losses(place, a, b)
     if json:
         print_json(
             {
@@ -154,6 +159,7 @@ def diff(
                 "differences": [
                     {"field": d.field, "a": d.a, "b": d.b, "blocks": d.blocks} for d in differences
                 ],
+                "losses": None if losses is None else asdict(losses),
             }
         )
         return
@@ -166,6 +172,8 @@ def diff(
     for receipt in (a, b):
         if receipt.outcome.validity == "invalid":
             typer.echo(f"{receipt.receipt_id} is invalid and counts for nothing")
+    if losses is not None:
+        typer.echo(_losses_in_words(losses))
     print_table(
         ("", "field", "a", "b"),
         [("✗" if d.blocks else "", d.field, _value(d.a), _value(d.b)) for d in differences],
@@ -218,6 +226,31 @@ def _store(option: str | None) -> Store:
     from lanewise.receipts.store import Store
 
     return Store(store_root(option))
+
+
+def _losses(store: Store, a: RunReceipt, b: RunReceipt) -> LossComparison | None:
+    """Losses of two runs at equal steps and at equal time; None unless both kept their steps from step 0."""
+    from lanewise.errors import ReceiptError
+    from lanewise.measure.loss_curve import compare_losses
+
+    try:
+        first, second = (store.read_steps(receipt.receipt_id) for receipt in (a, b))
+    except ReceiptError as error:
+        typer.echo(f"losses are not compared: {error}", err=True)
+        return None
+    if first is None or second is None or not first.step[:1] == second.step[:1] == (0,):
+        return None
+    return compare_losses(first, second)
+
+
+def _losses_in_words(losses: LossComparison) -> str:
+    from lanewise.receipts.summary import format_seconds
+
+    steps, time = losses.equal_steps, losses.equal_time
+    return (
+        f"loss after {losses.num_steps} steps {steps.control:.4f} and {steps.treated:.4f} ({steps.delta:+.4f}); after "
+        f"{format_seconds(losses.seconds)} of steps {time.control:.4f} and {time.treated:.4f} ({time.delta:+.4f})"
+    )
 
 
 def _list_row(row: IndexRow) -> tuple[str, ...]:

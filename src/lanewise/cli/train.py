@@ -226,7 +226,7 @@ class _TokenRate:
 
 
 def _summary(run: Run, result: SessionResult, first_step: int) -> dict[str, Any]:
-    from lanewise.train.extensions import AUXILIARY_KEY
+    from lanewise.train.loss_record import AUXILIARY_KEY
 
     receipt = result.finished.receipt
     return {

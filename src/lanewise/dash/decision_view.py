@@ -124,17 +124,33 @@ def _facts(decision: Decision) -> Pairs:
     facts.append(("peak memory", _both(decision.peak_memory_bytes, fmt.mebibytes)))
     facts.append(("goodput", _both(decision.goodput, fmt.percent)))
     facts.append(("compile time", _both(decision.compile_seconds, fmt.seconds)))
-    loss = decision.loss_max_abs_diff
-    facts.append(
-        (
-            "loss of the arms",
-            "not compared: the mathematics differ, or no pair of steps counts"
-            if loss is None
-            else f"differs by at most {fmt.scientific(loss)} nats",
-        )
-    )
+    facts += _loss_facts(decision)
     facts.append(("method", f"{decision.method} {decision.method_version}"))
     return tuple(facts)
+
+
+def _loss_facts(decision: Decision) -> Pairs:
+    """How the losses of the arms compare: by rounding where the mathematics are the same, else by steps and time."""
+    if decision.loss_equal_steps is not None and decision.loss_equal_time is not None:
+        return (
+            ("loss at equal steps", _loss_change(decision.loss_equal_steps)),
+            ("loss at equal time", _loss_change(decision.loss_equal_time)),
+        )
+    loss = decision.loss_max_abs_diff
+    if loss is None:
+        return (
+            (
+                "loss of the arms",
+                "not compared: the mathematics differ, or no pair of steps counts",
+            ),
+        )
+    return (("loss of the arms", f"differs by at most {fmt.scientific(loss)} nats"),)
+
+
+def _loss_change(metric: MetricDelta) -> str:
+    if metric.delta is None:
+        return _both(metric, fmt.nats)
+    return f"{_both(metric, fmt.nats)} nats per token ({fmt.signed_nats(metric.delta)})"
 
 
 def _both(metric: MetricDelta, form: Callable[[float], str]) -> str:

@@ -58,6 +58,21 @@ def signed_points(fraction: float | None) -> str:
     return MISSING if fraction is None else f"{signed(100.0 * fraction)} pp"
 
 
+def tick(value: float) -> str:
+    """A round number beside an axis: as many digits as it needs."""
+    return f"{round(value, 9):g}".replace(_ASCII_MINUS, MINUS)
+
+
+def nats(loss: float) -> str:
+    """A loss in nats per token."""
+    return number(loss, 3)
+
+
+def signed_nats(difference: float | None) -> str:
+    """A difference of losses in nats per token: −0.0123 → `−0.012`."""
+    return MISSING if difference is None else signed(difference, 3)
+
+
 def times(factor: float) -> str:
     """A speed-up: 3.9 → `3.9×`, 1.042 → `1.04×`, 31.2 → `31×`."""
     digits = 2 if factor < 2 else 1 if factor < 20 else 0

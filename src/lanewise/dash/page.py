@@ -13,6 +13,7 @@ from lanewise.dash.costs import anatomy, memory
 from lanewise.dash.decision_view import DecisionView, Pairs, decision_view, log_percent
 from lanewise.dash.evidence import Evidence, compare_environments
 from lanewise.dash.forest import forest
+from lanewise.dash.losses import LossChart, loss_charts
 from lanewise.dash.rows import Column, columns, rows
 from lanewise.dash.summary import (
     gaps,
@@ -50,6 +51,7 @@ class Page:
     forest: str | None
     anatomy: str | None
     memory: str | None
+    losses: tuple[LossChart, ...]
     badput: str | None
     partition_head: tuple[str, ...]
     partition_rows: tuple[tuple[str, ...], ...]
@@ -89,6 +91,7 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
         forest=forest(decisions),
         anatomy=anatomy(decisions),
         memory=memory(decisions),
+        losses=loss_charts(decisions, evidence.series),
         badput=badput(parts),
         partition_head=head,
         partition_rows=table,

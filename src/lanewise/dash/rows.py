@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lanewise.dash import format as fmt
-from lanewise.receipts.decision import Decision, Verdict
+from lanewise.receipts.decision import Decision, MetricDelta, Verdict
 
 OBSERVED_OK = "✓"
 OBSERVED_WRONG = "✗"
@@ -49,16 +49,22 @@ class Column:
 COLUMNS: tuple[Column, ...] = (
     Column(key="feature", title="feature"),
     Column(key="role", title="role", drop_rank=3),
-    Column(key="versus", title="vs", drop_rank=5),
+    Column(key="versus", title="vs", drop_rank=7),
     Column(key="step_time", title="Δ step time", right=True),
     Column(key="interval", title="95 % interval", right=True),
     Column(key="tokens", title="Δ tokens/s", right=True, drop_rank=1),
     Column(key="memory", title="Δ memory", right=True, drop_rank=4),
     Column(key="goodput", title="Δ goodput", right=True, drop_rank=2),
-    Column(key="observed", title="observed", drop_rank=7),
+    Column(key="loss_steps", title="Δ loss at equal steps", right=True, drop_rank=5),
+    Column(key="loss_time", title="Δ loss at equal time", right=True, drop_rank=6),
+    Column(key="observed", title="observed", drop_rank=9),
     Column(key="verdict", title="verdict"),
-    Column(key="stance", title="stance", drop_rank=6),
+    Column(key="stance", title="stance", drop_rank=8),
 )
+
+
+LOSS_KEYS = frozenset({"loss_steps", "loss_time"})
+"""Columns that only campaigns with a tax have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +83,8 @@ class Row:
     tokens: str
     memory: str
     goodput: str
+    loss_steps: str
+    loss_time: str
     observed: str
     verdict: str
     stance: str
@@ -96,13 +104,19 @@ def rows(decisions: Sequence[Decision]) -> tuple[Row, ...]:
 
 
 def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
-    """The columns, with the header of the interval saying the confidence the decisions used."""
+    """The columns, with the header of the interval saying the confidence the decisions used.
+
+    The losses are there when a decision compares them: for features that change the mathematics. A narrow terminal gives
+    up the loss at equal steps before that at equal time, never the other way round.
+    """
+    with_losses = any(d.loss_equal_time is not None for d in decisions)
+    shown = tuple(c for c in COLUMNS if with_losses or c.key not in LOSS_KEYS)
     levels = {d.estimate.confidence for d in decisions if d.estimate}
     if len(levels) != 1 or levels == {0.95}:
-        return COLUMNS
+        return shown
     title = f"{100 * levels.pop():g} % interval"
     return tuple(
-        Column(key=c.key, title=title, right=True) if c.key == "interval" else c for c in COLUMNS
+        Column(key=c.key, title=title, right=True) if c.key == "interval" else c for c in shown
     )
 
 
@@ -130,6 +144,8 @@ def _row(decision: Decision, digits: int) -> Row:
         "tokens": decision.tokens_per_second.delta,
         "memory": decision.peak_memory_bytes.delta,
         "goodput": decision.goodput.delta,
+        "loss_steps": _delta(decision.loss_equal_steps),
+        "loss_time": _delta(decision.loss_equal_time),
         "step_time": None if estimate is None else estimate.ratio - 1.0,
         "interval": None if interval is None else interval[1] - interval[0],
     }
@@ -144,12 +160,18 @@ def _row(decision: Decision, digits: int) -> Row:
         tokens=fmt.signed_percent(deltas["tokens"], digits),
         memory=fmt.signed_mebibytes(deltas["memory"]),
         goodput=fmt.signed_points(deltas["goodput"]),
+        loss_steps=fmt.signed_nats(deltas["loss_steps"]),
+        loss_time=fmt.signed_nats(deltas["loss_time"]),
         observed=_observed(decision),
         verdict=verdict_word(decision),
         stance=decision.stance,
         tone=verdict_tone(decision),
         sort_keys={key: value for key, value in deltas.items() if value is not None},
     )
+
+
+def _delta(metric: MetricDelta | None) -> float | None:
+    return None if metric is None else metric.delta
 
 
 def _observed(decision: Decision) -> str:

@@ -84,6 +84,12 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         goodput=judge.metric(counted, judge.goodput_ratio, reason="goodput is switched off"),
         compile_seconds=compile_delta,
         loss_max_abs_diff=judge.loss_difference(counted) if arms.equal_mathematics else None,
+        loss_equal_steps=None
+        if arms.equal_mathematics
+        else judge.losses_at(counted, lambda found: found.equal_steps),
+        loss_equal_time=None
+        if arms.equal_mathematics
+        else judge.losses_at(counted, lambda found: found.equal_time),
         observed=judge.observed(blocks, arms),
         observed_ok=not any(fault.about_backend for block in blocks for fault in block.faults),
         verdict=finding.verdict,

@@ -11,6 +11,7 @@ from lanewise.errors import ReceiptError
 from lanewise.lab import protocol
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName
+from lanewise.measure.loss_curve import LossComparison, compare_losses
 from lanewise.measure.stats import quad_contrast, visit_contrast
 from lanewise.receipts.schema import RunReceipt, StepSeries
 from lanewise.receipts.store import Store
@@ -71,6 +72,11 @@ class BlockEvidence:
         control, treated = self.steps["A"][0], self.steps["B"][0]
         paired = zip(control.step, control.loss, treated.loss, strict=False)
         return tuple(paired)[: protocol.PAIRED_LOSS_STEPS]
+
+    def losses(self) -> LossComparison | None:
+        """Losses of the first visits at equal steps and at equal time, or None where an arm has none."""
+        control, treated = self.steps["A"], self.steps["B"]
+        return compare_losses(control[0], treated[0]) if control and treated else None
 
 
 def read_blocks(store: Store, entries: Sequence[BlockDone]) -> tuple[BlockEvidence, ...]:

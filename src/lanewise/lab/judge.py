@@ -10,6 +10,7 @@ from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.schedule import ArmName
 from lanewise.lab.validity import Fault, block_faults, environment_fault, observed_backends
+from lanewise.measure.loss_curve import LossComparison, LossPair
 from lanewise.receipts.decision import BlockRecord, MetricDelta
 from lanewise.receipts.schema import RunReceipt
 
@@ -156,6 +157,23 @@ def loss_difference(blocks: Sequence[JudgedBlock]) -> float | None:
         if control is not None and treated is not None
     ]
     return max(differences, default=None)
+
+
+def losses_at(
+    blocks: Sequence[JudgedBlock], point: Callable[[LossComparison], LossPair]
+) -> MetricDelta:
+    """Loss of both arms at a point of their curves, median over blocks; the delta is the median of paired deltas.
+
+    Blocks repeat one seed, so they differ by their step times alone: this is a reading, not an estimate.
+    """
+    pairs = [point(found) for block in blocks if (found := block.evidence.losses()) is not None]
+    if not pairs:
+        return MetricDelta(control=None, treated=None, delta=None, reason="no block counts")
+    return MetricDelta(
+        control=median(pair.control for pair in pairs),
+        treated=median(pair.treated for pair in pairs),
+        delta=median(pair.delta for pair in pairs),
+    )
 
 
 def observed(blocks: Sequence[JudgedBlock], arms: Arms) -> tuple[str, ...]:

@@ -29,8 +29,6 @@ def require_built(lane: Lane) -> None:
 
 
 def _run_not_built(lane: Lane) -> Iterator[str]:
-    if lane.optimizer.name != "adamw":
-        yield f"optimizer.name = {lane.optimizer.name}"
     processes = world_size(lane.topology)
     if processes > 1 or lane.topology.nodes > 1:
         yield f"topology {topology_name(lane.topology)} ({processes} processes)"

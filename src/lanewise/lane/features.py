@@ -305,7 +305,7 @@ FEATURES: tuple[Feature, ...] = (
         settings=_op_switch(
             "optimizer_step", off={"cpu": ("per_tensor.torch",)}, on={"cpu": ("fused.torch",)}
         ),
-        control_note="torch.optim.AdamW's own CPU default, one tensor at a time",
+        control_note="torch.optim.AdamW's own CPU default, one tensor at a time; Muon one matrix at a time",
         default_state="on",
         stance="default on",
     ),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from lanewise.receipts.schema import StepSeries, StepSummary
+
+NO_PARTS: Mapping[str, float] = MappingProxyType({})
 
 
 class StepRecorder:
@@ -20,6 +23,7 @@ class StepRecorder:
         self._loss: list[float] = []
         self._grad_norm: list[float] = []
         self._tags: dict[str, list[int]] = {}
+        self._loss_parts: list[Mapping[str, float]] = []
 
     def __len__(self) -> int:
         return len(self._step)
@@ -34,6 +38,7 @@ class StepRecorder:
         loss: float,
         grad_norm: float,
         tags: Collection[str] = (),
+        loss_parts: Mapping[str, float] = NO_PARTS,
     ) -> None:
         """Append one step.
 
@@ -45,6 +50,7 @@ class StepRecorder:
             loss: nats per token.
             grad_norm: global norm before clipping.
             tags: what else happened in this step (`compile`, `gc`, `checkpoint`, `eval`); tagged steps are kept.
+            loss_parts: weighted auxiliary losses of this step, by name.
         """
         index = len(self._step)
         self._step.append(step)
@@ -55,6 +61,7 @@ class StepRecorder:
         self._grad_norm.append(grad_norm)
         for tag in tags:
             self._tags.setdefault(tag, []).append(index)
+        self._loss_parts.append(loss_parts)
 
     @property
     def durations_seconds(self) -> tuple[float, ...]:
@@ -79,7 +86,19 @@ class StepRecorder:
             loss=tuple(self._loss),
             grad_norm=tuple(self._grad_norm),
             tags={tag: tuple(indices) for tag, indices in sorted(self._tags.items())},
+            loss_parts={
+                name: tuple(parts.get(name) for parts in self._loss_parts)
+                for name in self.loss_parts()
+            },
         )
+
+    def loss_parts(self) -> dict[str, tuple[float, ...]]:
+        """Weighted auxiliary losses by name, sorted: the values of the steps that had one, finite or not."""
+        names = sorted({name for parts in self._loss_parts for name in parts})
+        return {
+            name: tuple(parts[name] for parts in self._loss_parts if name in parts)
+            for name in names
+        }
 
 
 def summarise(durations_seconds: Sequence[float]) -> StepSummary:

@@ -32,6 +32,7 @@ from lanewise.models.layers import (
     Context,
     Linear,
     forked,
+    hidden_matrix,
     init_normal,
 )
 
@@ -68,7 +69,9 @@ class EngramBlock(Block):
         self._num_kept = max(spec.orders) - 1
         self.block = block
         self.in_proj = Linear(hidden_size, self.width)
-        self.mix = nn.Parameter(torch.empty(len(spec.orders), self.width, self.width))
+        self.mix = hidden_matrix(
+            nn.Parameter(torch.empty(len(spec.orders), self.width, self.width))
+        )
         self.key = Linear(self.width, hidden_size) if spec.gated else None
         self.out = Linear(self.width, hidden_size)  # W_out, or W_v when gated
         taps = spec.conv_kernel_size

@@ -19,6 +19,7 @@ SKIPPED_ID = -2
 """Expert id of a token that did not pass through the block."""
 _KEEP_FP32 = "lanewise_keep_fp32"
 _NO_WEIGHT_DECAY = "lanewise_no_weight_decay"
+_HIDDEN_MATRIX = "lanewise_hidden_matrix"
 NO_LOSSES: Mapping[str, Tensor] = MappingProxyType({})
 
 IGNORE_INDEX = -100
@@ -132,7 +133,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.weight = hidden_matrix(nn.Parameter(torch.empty(out_features, in_features)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
@@ -179,6 +180,25 @@ def keep_fp32(parameter: nn.Parameter) -> nn.Parameter:
     """Mark a decayed matrix that stays fp32 under mixed precision (the router)."""
     setattr(parameter, _KEEP_FP32, True)
     return parameter
+
+
+def hidden_matrix(parameter: nn.Parameter) -> nn.Parameter:
+    """Mark a matrix between hidden states [R, C], or a stack of them [E, R, C], each a linear map of its own."""
+    setattr(parameter, _HIDDEN_MATRIX, True)
+    return parameter
+
+
+def is_orthogonalised(parameter: nn.Parameter) -> bool:
+    """Whether Muon updates this parameter: marked hidden matrices but the router's, which must stay fp32.
+
+    Not marked, hence left to AdamW: embedding, head and hash tables, convolution filters, per-head state weights, norms,
+    biases and other vectors. A matrix of one row or column is a vector.
+    """
+    return (
+        getattr(parameter, _HIDDEN_MATRIX, False)
+        and not must_stay_fp32(parameter)
+        and min(parameter.shape[-2:]) > 1
+    )
 
 
 def must_stay_fp32(parameter: nn.Parameter) -> bool:

@@ -29,6 +29,7 @@ from lanewise.models.layers import (
     Context,
     Linear,
     activate,
+    hidden_matrix,
     init_normal,
 )
 from lanewise.models.router import Router, Routing, count_picks
@@ -54,8 +55,10 @@ class MixtureOfExperts(Block):
         self.extra_aux_losses = extra_aux_losses
         experts, ffn = spec.num_experts, spec.expert_hidden_size
         self.router = Router(spec, hidden_size)
-        self.w_in = nn.Parameter(torch.empty(experts, hidden_size, self._num_in_maps() * ffn))
-        self.w_out = nn.Parameter(torch.empty(experts, ffn, hidden_size))
+        self.w_in = hidden_matrix(
+            nn.Parameter(torch.empty(experts, hidden_size, self._num_in_maps() * ffn))
+        )
+        self.w_out = hidden_matrix(nn.Parameter(torch.empty(experts, ffn, hidden_size)))
         shared = spec.shared_expert_hidden_size
         self.shared_in = Linear(hidden_size, self._num_in_maps() * shared) if shared else None
         self.shared_out = Linear(shared, hidden_size) if shared else None

@@ -16,10 +16,9 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import (
@@ -58,7 +57,7 @@ def apply(model: HybridModel, spec: RecomputeSpec, *, compiled: bool) -> None:
 
     Args:
         model: its `run_block` is replaced layer by layer.
-        spec: the lane's policies; `mtp` belongs to the blocks of multi-token prediction.
+        spec: the lane's policies; `mtp` is that of both sub-layers of every MTP depth.
         compiled: whether the blocks are compiled.
 
     Raises:
@@ -122,25 +121,39 @@ class _Results:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Call, tuple[list[Any], TreeSpec, list[int]]] = {}
+        self._kept: dict[Call, tuple[list[Any], TreeSpec]] = {}
         self._uses: defaultdict[int, set[int]] = defaultdict(set)
 
     def keep(self, call: Call, result: Any) -> None:
         """Hold on to the result of a call."""
-        # Below autograd a detached alias shares the version counter only if this key may run.
-        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
-            leaves, tree = tree_flatten(tree_map_only(Tensor, Tensor.detach, result))
-        self._kept[call] = leaves, tree, _versions(leaves)
+        self._kept[call] = tree_flatten(tree_map_only(Tensor, Tensor.detach, result))
 
     def take(self, call: Call) -> tuple[bool, Any]:
-        """Whether the result of this call is at hand, and the result; it is handed out once.
-
-        One that was changed in place afterwards cannot stand for its call, which then runs again.
-        """
-        leaves, tree, versions = self._kept.pop(call, ([], None, []))
-        if tree is None or _versions(leaves) != versions:
+        """Whether the result of this call is at hand, and the result; it is handed out once."""
+        leaves, tree = self._kept.pop(call, (None, None))
+        if leaves is None or tree is None:
             return False, None
         return True, tree_unflatten(leaves, tree)
+
+    def forget_changed(self, op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Let go of what an operation writes into: it can no longer stand for the call that made it.
+
+        Told by storage, because torch's version counters do not see a write through `_unsafe_view`, which every product of
+        more than two dims goes through.
+        """
+        if op._schema.is_mutable:
+            given = zip(op._schema.arguments, args, strict=False)
+            by_position = [value for argument, value in given if _is_written(argument)]
+            by_name = [kwargs.get(a.name) for a in op._schema.arguments if _is_written(a)]
+            self._drop(_storages([*by_position, *by_name]))
+
+    def _drop(self, storages: set[int]) -> None:
+        """Forget the calls whose results lie in any of these storages."""
+        self._kept = {
+            call: (leaves, tree)
+            for call, (leaves, tree) in self._kept.items()
+            if not _storages(leaves) & storages
+        }
 
     def note_use(self, op: Any, arguments: Any, result: Any) -> None:
         """Remember which storages an operation read, and where their values went."""
@@ -157,13 +170,14 @@ class _Results:
         """
         dead = _storages(output)
         if ELSEWHERE in self._uses[next(iter(dead))]:
+            self._drop(dead)  # whoever is given the output may write into it
             return
         grown = True
         while grown:
             reached = {storage for storage, uses in self._uses.items() if uses and uses <= dead}
             grown = not reached <= dead
             dead |= reached
-        for leaves, _, versions in self._kept.values():
+        for leaves, _ in self._kept.values():
             for index, leaf in enumerate(leaves):
                 if (
                     isinstance(leaf, Tensor)
@@ -171,12 +185,10 @@ class _Results:
                     and _storages(leaf) <= dead
                 ):
                     leaves[index] = leaf.new_full((), math.nan).expand(leaf.shape)
-                    versions[index] = leaves[index]._version
 
 
-def _versions(leaves: list[Any]) -> list[int]:
-    """How often each tensor has been changed in place; 0 for what is no tensor."""
-    return [leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves]
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
 
 
 def _storages(values: Any) -> set[int]:
@@ -211,8 +223,9 @@ class _Keep(_CountingMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if _name(func) not in UNCOUNTED:
+        if _name(func) and _name(func) not in UNCOUNTED:
             call = self._call(func)
+            self._results.forget_changed(func, args, kwargs or {})
             self._results.note_use(func, (args, kwargs), result)
             if is_kept(func, args, result):
                 self._results.keep(call, result)
@@ -229,7 +242,7 @@ class _Reuse(_CountingMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if _name(func) not in UNCOUNTED:
+        if _name(func) and _name(func) not in UNCOUNTED:
             found, result = self._results.take(self._call(func))
             if found:
                 return result

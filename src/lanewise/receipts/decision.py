@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lanewise.receipts.schema import Digest, LaneIdentity, Machine, Producer, Record
 
-DECISION_SCHEMA_VERSION = "1.0.0"
+DECISION_SCHEMA_VERSION = "1.1.0"
 
 
 class Verdict(enum.StrEnum):
@@ -125,6 +125,10 @@ class Decision(Record):
     compile_seconds: MetricDelta
     loss_max_abs_diff: float | None
     """Largest difference of the arms' losses over paired steps; null if the feature changes the mathematics."""
+    loss_equal_steps: MetricDelta | None = None
+    """Loss in nats per token after equally many steps, median over blocks; null if the mathematics are the same."""
+    loss_equal_time: MetricDelta | None = None
+    """The same after equal cumulated step time, where the slower arm has taken fewer steps."""
     observed: tuple[str, ...]
     """Backends observed in arm B for the ops this feature sets, or the state for other features."""
     observed_ok: bool

@@ -19,11 +19,16 @@ from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SCHEMAS: Mapping[str, type[Record]] = {
     "receipt-1.1.json": RunReceipt,
-    "decision-1.0.json": Decision,
-    "campaign-1.0.json": CampaignRecord,
-    "steps-1.0.json": StepSeries,
+    "decision-1.1.json": Decision,
+    "campaign-1.1.json": CampaignRecord,
+    "steps-1.1.json": StepSeries,
 }
-FROZEN: tuple[str, ...] = ("receipt-1.0.json",)
+FROZEN: tuple[str, ...] = (
+    "receipt-1.0.json",
+    "decision-1.0.json",
+    "campaign-1.0.json",
+    "steps-1.0.json",
+)
 """Schemas of released versions that no model generates any more; receipts of these versions are still read."""
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "schemas"
 

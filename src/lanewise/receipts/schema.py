@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA_VERSION = "1.1.0"
-STEPS_SCHEMA_VERSION = "1.0.0"
+STEPS_SCHEMA_VERSION = "1.1.0"
+"""1.1 brought `loss_parts`."""
 FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
     {
         "flops.hardware_flops_per_token": "1.1.0",
@@ -395,3 +396,5 @@ class StepSeries(Record):
     """Null where the value was not finite."""
     tags: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Tag → indices into the lists above."""
+    loss_parts: dict[str, tuple[FiniteOrNull, ...]] = Field(default_factory=dict)
+    """Auxiliary loss by name → what it added to `loss` in every step, weighted; null where the step had none of it."""

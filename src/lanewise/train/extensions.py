@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from lanewise.lane.index_layers import index_layers
@@ -12,8 +11,6 @@ from lanewise.lane.schema import ModelSpec
 from lanewise.train.process import ALLOCATOR_KEY
 from lanewise.train.routing_receipt import IDS_DIGEST_KEY
 
-AUXILIARY_KEY: Final = "io.lanewise.auxiliary_losses"
-"""Unweighted auxiliary losses of the run's first and last step, e.g. `mtp_1` in nats per token."""
 INDEX_LAYERS_KEY: Final = "io.lanewise.index_layers"
 """Which A ranks computed a sparse index, reused one, or were promoted to computing it."""
 
@@ -22,7 +19,7 @@ def extensions(
     model: ModelSpec,
     *,
     host_allocator: str,
-    auxiliary_losses: Mapping[str, Sequence[float]],
+    losses: Mapping[str, Any],
     routing_ids_digest: str | None,
 ) -> dict[str, Any]:
     """The extensions of a run's receipt; a key with nothing to say is left out.
@@ -30,15 +27,10 @@ def extensions(
     Args:
         model: of the lane.
         host_allocator: what malloc was told about freed memory.
-        auxiliary_losses: name → unweighted value of every step that had it.
+        losses: entries of `loss_record.loss_extensions`.
         routing_ids_digest: of the routing that was recorded or followed, or None.
     """
-    found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator}
-    if auxiliary_losses:
-        found[AUXILIARY_KEY] = {
-            name: {"first": _finite(values[0]), "last": _finite(values[-1])}
-            for name, values in auxiliary_losses.items()
-        }
+    found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator, **losses}
     layers = index_layers(model)
     if layers is not None:
         found[INDEX_LAYERS_KEY] = {
@@ -47,7 +39,3 @@ def extensions(
     if routing_ids_digest is not None:
         found[IDS_DIGEST_KEY] = routing_ids_digest
     return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

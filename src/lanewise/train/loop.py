@@ -63,6 +63,7 @@ class StepResult:
         expert_loads: int64 [E layers, E + 1], picks of this step per expert and of null slots last; None without E layers
             or unmeasured.
         tags: `gc`, `compile`, `checkpoint` (first step after one).
+        loss_parts: what every auxiliary loss added to the cross-entropy, weighted, by name, mean over micro-batches.
         auxiliary_losses: unweighted, by name, mean over micro-batches, e.g. the cross-entropy `mtp_1`.
     """
 
@@ -73,6 +74,7 @@ class StepResult:
     grad_norm: float | None
     expert_loads: np.ndarray | None
     tags: tuple[str, ...]
+    loss_parts: Mapping[str, float] = field(default_factory=dict)
     auxiliary_losses: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -164,7 +166,7 @@ class TrainingLoop:
             self.optimizer.zero_grad(set_to_none=True)
             expert_loads = self.model.update_expert_bias()
             # Reading the loss waits for the device, so the step ends when its work has ended.
-            loss, auxiliary_losses = _read(losses)
+            loss, loss_parts, auxiliary_losses = _read(losses)
             if (step + 1) % self._gc_interval_steps == 0:
                 with self._goodput.span("gc"):
                     gc.collect(1)
@@ -185,6 +187,7 @@ class TrainingLoop:
                 expert_loads.cpu().numpy() if self._measure and expert_loads is not None else None
             ),
             tags=tuple(tags),
+            loss_parts=loss_parts,
             auxiliary_losses=auxiliary_losses,
         )
 
@@ -235,12 +238,19 @@ class TrainingLoop:
         return None
 
 
-def _read(losses: Sequence[Loss]) -> tuple[float, dict[str, float]]:
-    """Mean cross-entropy and mean unweighted auxiliary losses of the micro-batches, in one transfer."""
-    names = list(losses[0].unweighted)
-    rows = [torch.stack([one.cross_entropy, *one.unweighted.values()]) for one in losses]
-    loss, *auxiliary = torch.stack(rows).mean(dim=0).tolist()
-    return loss, dict(zip(names, auxiliary, strict=True))
+def _read(losses: Sequence[Loss]) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Mean cross-entropy, parts and unweighted auxiliary losses of the micro-batches, in one transfer."""
+    parts, unweighted = list(losses[0].parts), list(losses[0].unweighted)
+    rows = [
+        torch.stack([one.cross_entropy, *one.parts.values(), *one.unweighted.values()])
+        for one in losses
+    ]
+    loss, *means = torch.stack(rows).mean(dim=0).tolist()
+    return (
+        loss,
+        dict(zip(parts, means[: len(parts)], strict=True)),
+        dict(zip(unweighted, means[len(parts) :], strict=True)),
+    )
 
 
 @contextlib.contextmanager

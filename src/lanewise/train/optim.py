@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lanewise.lane.schema import OptimizerSpec
-from lanewise.models.layers import is_decayed
+from lanewise.models.layers import is_decayed, is_orthogonalised
 
 
 def learning_rate(step: int, spec: OptimizerSpec) -> float:
@@ -28,14 +28,27 @@ def learning_rate(step: int, spec: OptimizerSpec) -> float:
 
 
 def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, object]]:
-    """Two groups in model order: matrices with weight decay; norms, biases, decays and other vectors without."""
+    """Groups in model order for the op `optimizer_step`; empty ones are left out.
+
+    With `muon`: hidden matrices by Muon (`models.layers.is_orthogonalised`). The rest by AdamW: matrices with weight
+    decay; norms, biases, decays and other vectors without.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if is_decayed(p)]
-    plain = [p for p in parameters if not is_decayed(p)]
-    return [
-        {"params": decayed, "weight_decay": spec.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+    by_muon = [p for p in parameters if spec.name == "muon" and is_orthogonalised(p)]
+    known = {id(p) for p in by_muon}
+    rest = [p for p in parameters if id(p) not in known]
+    groups: list[dict[str, object]] = [
+        {
+            "params": by_muon,
+            "algorithm": "muon",
+            "momentum": spec.muon_momentum,
+            "num_iterations": spec.muon_num_iterations,
+            "weight_decay": spec.weight_decay,
+        },
+        {"params": [p for p in rest if is_decayed(p)], "weight_decay": spec.weight_decay},
+        {"params": [p for p in rest if not is_decayed(p)], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -46,6 +46,7 @@ from lanewise.receipts.schema import (
     Warmup,
 )
 from lanewise.train.extensions import extensions
+from lanewise.train.loss_record import loss_extensions
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import routing_mode, routing_record
 
@@ -142,7 +143,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "extensions": extensions(
             resolved.lane.model,
             host_allocator=facts.host_allocator,
-            auxiliary_losses=facts.auxiliary_losses,
+            losses=loss_extensions(facts.auxiliary_losses, facts.recorder.loss_parts()),
             routing_ids_digest=facts.routing_ids_digest,
         ),
     }

@@ -224,6 +224,7 @@ class Run:
             loss=result.loss,
             grad_norm=math.nan if result.grad_norm is None else result.grad_norm,
             tags=result.tags,
+            loss_parts=result.loss_parts,
         )
         if result.expert_loads is not None:
             self._expert_loads.append(result.expert_loads)

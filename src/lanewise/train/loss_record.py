@@ -1,0 +1,36 @@
+"""Auxiliary losses in a receipt: what they were, and what they added to the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+AUXILIARY_KEY = "io.lanewise.auxiliary_losses"
+"""Key in `extensions`: unweighted auxiliary losses of the run's first and last step, e.g. `mtp_1` in nats per token."""
+LOSS_PARTS_KEY = "io.lanewise.loss_parts"
+"""Key in `extensions`: what every auxiliary loss added to the cross-entropy: first and last step, mean over all steps."""
+
+Summary = dict[str, float | None]
+Values = Mapping[str, Sequence[float]]
+"""Auxiliary loss by name → its value in every step that had it."""
+
+
+def loss_extensions(unweighted: Values, parts: Values) -> dict[str, dict[str, Summary]]:
+    """The entries of `extensions`; none for a run without auxiliary losses. A value that is not finite is null."""
+    extensions: dict[str, dict[str, Summary]] = {}
+    if unweighted:
+        extensions[AUXILIARY_KEY] = {name: _ends(values) for name, values in unweighted.items()}
+    if parts:
+        extensions[LOSS_PARTS_KEY] = {
+            name: {**_ends(values), "mean": _finite(math.fsum(values) / len(values))}
+            for name, values in parts.items()
+        }
+    return extensions
+
+
+def _ends(values: Sequence[float]) -> Summary:
+    return {"first": _finite(values[0]), "last": _finite(values[-1])}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,55 @@
+import math
+from pathlib import Path
+
+from lanewise.receipts.store import Store
+from lanewise.receipts.validate import receipt_file_faults
+from lanewise.train.loss_record import AUXILIARY_KEY, LOSS_PARTS_KEY, loss_extensions
+from lanewise.train.run import Run
+from tests.models.micro import micro_lane
+from tests.train.runs import micro_request
+
+
+def test_first_last_and_mean() -> None:
+    found = loss_extensions({"stp": [2.0, 1.0]}, {"stp": [0.2, 0.1], "mtp_1": [1.0, math.nan]})
+    assert found[AUXILIARY_KEY] == {"stp": {"first": 2.0, "last": 1.0}}
+    parts = found[LOSS_PARTS_KEY]
+    assert parts["mtp_1"] == {"first": 1.0, "last": None, "mean": None}
+    assert parts["stp"]["mean"] is not None
+    assert math.isclose(parts["stp"]["mean"], 0.15)
+
+
+def test_a_run_without_auxiliary_losses_has_no_entry() -> None:
+    assert loss_extensions({}, {}) == {}
+
+
+def test_every_part_of_the_loss_is_in_the_series_and_in_the_receipt(tmp_path: Path) -> None:
+    sparse = {
+        "top_k": 4,
+        "index_num_heads": 2,
+        "index_head_dim": 4,
+        "layer_ranks": [0],
+        "full_ranks": [0],
+    }
+    lane = micro_lane(
+        model__attention__sparse=sparse,
+        model__mtp={"depth": 1, "mlp_hidden_size": 8},
+        batch__gradient_accumulation_steps=2,
+    )
+    features = {"extra_aux_losses": "on", "mtp": "on", "stp": "on"}
+    run = Run(micro_request(tmp_path, lane, features=features, steps=3))
+    results = [run.step() for _ in range(3)]
+    finished = run.finish()
+    names = {"load_balance", "router_z", "indexer", "mtp_1", "stp"}
+    series = Store(str(tmp_path / "store")).read_steps(finished.receipt.receipt_id)
+    assert series is not None
+    assert set(series.loss_parts) == names
+    for name in names:
+        assert series.loss_parts[name] == tuple(result.loss_parts[name] for result in results)
+    entry = finished.receipt.extensions[LOSS_PARTS_KEY]
+    assert set(entry) == names
+    assert entry["router_z"]["last"] == results[-1].loss_parts["router_z"]
+    mean = sum(result.loss_parts["mtp_1"] for result in results) / 3
+    assert math.isclose(entry["mtp_1"]["mean"], mean)
+    weighted, plain = entry["mtp_1"]["first"], finished.receipt.extensions[AUXILIARY_KEY]["mtp_1"]
+    assert math.isclose(weighted, 0.3 * plain["first"], rel_tol=1e-5)
+    assert receipt_file_faults(finished.location) == []
