@@ -46,7 +46,12 @@ def test_without_auxiliary_losses_nothing_is_said(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_null() -> None:
-    found = extensions(lane().model, host_allocator="", auxiliary_losses={"mtp_1": [1.0, math.nan]})
+    found = extensions(
+        lane().model,
+        host_allocator="",
+        auxiliary_losses={"mtp_1": [1.0, math.nan]},
+        routing_ids_digest=None,
+    )
     assert found[AUXILIARY_KEY] == {"mtp_1": {"first": 1.0, "last": None}}
 
 
