@@ -105,7 +105,7 @@ def test_nothing_told_exits_4(world, capsys):
         ([*MOE[:2], "--budget", "soon"], "write a positive number and a unit"),
         ([*MOE[:2], "--budget", "3s"], "give a larger --budget"),
         ([*MOE[:2], "--feature", "fused_mo"], "Did you mean 'fused_moe'?"),
-        ([*MOE[:2], "--feature", "stp"], "not built in this version"),
+        ([*MOE[:2], "--feature", "fused_mla_projection"], "not built in this version"),
         ([*MOE, "--fail-on", "faster"], "use slower, over_budget, invalid"),
         ([*MOE[:2], "some-campaign"], "without --resume"),
         ([*MOE[:2], "--resume"], "no unfinished campaign"),

@@ -380,8 +380,8 @@ def test_a_base_that_cannot_run_is_one_error_of_the_right_kind(world):
 def test_features_that_are_not_there_are_refused_by_name(world):
     with pytest.raises(UsageError, match="Did you mean 'fused_moe'"):
         world.lab().plan(options(features=("fused_mo",)))
-    with pytest.raises(NotBuiltError, match="stp"):
-        world.lab().plan(options(features=("stp",)))
+    with pytest.raises(NotBuiltError, match="fused_mla_projection"):
+        world.lab().plan(options(features=("fused_mla_projection",)))
     pinned = options().lane.model_copy(update={"ops": {"moe_experts": "padded.torch"}})
     plan = world.lab().plan(options(lane=pinned, features=(), budget_seconds=900.0))
     assert "remove the pin" in plan.feature("fused_moe").skipped_reason
