@@ -40,6 +40,8 @@ NULL_ID = -1
 """Id of a pick that computes nothing."""
 LOAD_ERROR_DECAY = 0.9
 """β of the moving average of the load error."""
+LEAST_SCORE_SUM = 1e-30
+"""Scores of a token's picks that sum to less are not normalised."""
 GROUP_SCORE_EXPERTS = 2
 """Experts whose best values make the score of a group."""
 
@@ -168,8 +170,8 @@ class Router(nn.Module):
         picked = scores.gather(-1, expert_ids.clamp(min=0))
         picked = picked.masked_fill(expert_ids < 0, 0.0)
         total = picked.sum(-1, keepdim=True)
-        # Without a real pick (or with scores that underflow) the gates are 0, not 0/0, and so are their gradients.
-        total = torch.where(total > 0, total, torch.ones_like(total))
+        # Without a real pick (or with scores that all but underflow) the gates are 0: 0/0 is no number, and 1/total overflows.
+        total = torch.where(total > LEAST_SCORE_SUM, total, torch.ones_like(total))
         return picked / total * self.spec.routed_scaling_factor
 
     def count(self, expert_ids: Tensor) -> None:
