@@ -144,7 +144,9 @@ def test_scores_near_underflow_give_finite_gradients(logit: float) -> None:
         assert gradient is not None
         assert torch.isfinite(gradient).all()
     total = routing.gates.sum(-1)
-    torch.testing.assert_close(total, torch.full((5,), float(logit == -60.0)), atol=1e-29, rtol=1e-5)
+    torch.testing.assert_close(
+        total, torch.full((5,), float(logit == -60.0)), atol=1e-29, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
