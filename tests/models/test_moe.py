@@ -128,6 +128,19 @@ def test_bf16_compute_routes_like_fp32() -> None:
     torch.testing.assert_close(output.delta.float(), block(x.float()).delta, rtol=0.05, atol=0.2)
 
 
+@pytest.mark.parametrize("score_function", ["sigmoid", "softmax"])
+def test_auxiliary_losses_of_scores_that_underflow_are_finite(score_function: str) -> None:
+    block = moe(extra_aux_losses=True, real_slot_ratio=0.5, score_function=score_function)
+    with torch.no_grad():
+        block.router.weight.fill_(-30.0)
+    x = inputs().abs().requires_grad_()
+    output = block(x)
+    (output.delta.sum() + sum(output.aux_losses.values())).backward()
+    for tensor in (*output.aux_losses.values(), x.grad, block.router.weight.grad):
+        assert tensor is not None
+        assert torch.isfinite(tensor).all()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_auxiliary_losses_are_their_formulas(variant: dict[str, object]) -> None:
     coefficients = {"aux_loss_coefficient": 0.5, "z_loss_coefficient": 0.25}

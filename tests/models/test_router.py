@@ -128,6 +128,27 @@ def test_extreme_logits_give_finite_gates_and_gradients(ratio: float, logit: flo
         assert not routing.gates.any()  # scores that are 0, or null picks alone
 
 
+@pytest.mark.parametrize("logit", [-60.0, -88.0, -92.0, -100.0])
+def test_scores_near_underflow_give_finite_gradients(logit: float) -> None:
+    """The bias picks experts whose softmax scores sum to less than 1 / the largest fp32."""
+    found = router(score_function="softmax")
+    with torch.no_grad():
+        found.weight.zero_()
+        found.weight[3:, 0] = logit
+        found.bias.copy_(torch.tensor([-50.0] * 3 + [0.0] * 5))
+    x = torch.ones(5, WIDTH, requires_grad=True)
+    routing = found(x)
+    assert (routing.expert_ids >= 3).all()
+    (routing.gates * torch.tensor([1.0, -2.0, 8.0])).sum().backward()
+    for gradient in (x.grad, found.weight.grad):
+        assert gradient is not None
+        assert torch.isfinite(gradient).all()
+    total = routing.gates.sum(-1)
+    torch.testing.assert_close(
+        total, torch.full((5,), float(logit == -60.0)), atol=1e-29, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("num_tokens", "num_experts", "top_k"), [(63, 8, 3), (1, 5, 5), (12, 4, 2)]
 )

@@ -13,11 +13,12 @@ from lanewise.receipts.document import (
     check_identity,
     parse_json,
     parse_receipt,
+    parse_steps,
     receipt_id_of,
 )
 from lanewise.receipts.schema import RunReceipt
 from lanewise.receipts.store import json_bytes
-from tests.receipts.factory import make_receipt
+from tests.receipts.factory import make_receipt, make_steps
 from tests.receipts.strategies import json_values, records
 
 LAW = settings(
@@ -131,3 +132,17 @@ def test_the_first_fault_of_a_shape_names_its_place() -> None:
     del document["data"]
     with pytest.raises(ReceiptError, match=r"timing\.clock: Field required \(and 1 more\)"):
         build_record(RunReceipt, document, "r.json")
+
+
+def test_a_step_sidecar_of_every_minor_is_read_and_a_newer_major_is_refused() -> None:
+    document = make_steps().model_dump(mode="json")
+    first = {key: value for key, value in document.items() if key != "loss_parts"}
+    first["schema_version"] = "1.0.0"
+    assert parse_steps(json.dumps(first).encode(), "s.json").loss == make_steps().loss
+    newer = {**document, "schema_version": "1.9.0", "temperature_celsius": [41.0]}
+    read = parse_steps(json.dumps(newer).encode(), "s.json")
+    assert read.model_dump()["temperature_celsius"] == [41.0]
+    with pytest.raises(ReceiptError, match="temperature_celsius"):
+        parse_steps(json.dumps({**newer, "schema_version": "1.0.0"}).encode(), "s.json")
+    with pytest.raises(ReceiptError, match=r"s.json: written by schema 2.0.0, and this .* 1.x"):
+        parse_steps(json.dumps({**document, "schema_version": "2.0.0"}).encode(), "s.json")

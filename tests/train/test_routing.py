@@ -127,6 +127,9 @@ def test_tokens_that_skip_the_block_are_recorded_and_no_null_picks(tmp_path: Pat
     assert recorded.routing.null_ratio == 0.0
     with np.load(tmp_path / "routing" / "step-00000000.npz") as stored:
         assert (stored["layer_0"] == SKIPPED_ID).any()
+    # Followed without depth routing, tokens that skipped would silently visit no expert.
+    with pytest.raises(UsageError, match="state of the feature depth_routing: it has True, this"):
+        train(tmp_path, "c", lane("replayed", **kept), replay_routing=folder)
 
 
 def test_files_are_small_and_hold_every_pick(recording: Path) -> None:
@@ -162,6 +165,35 @@ def test_a_resumed_run_goes_on_with_its_recording(tmp_path: Path) -> None:
     _, whole = train(tmp_path, "b", lane())
     _, replayed = train(tmp_path, "c", lane("replayed"), replay_routing=folder)
     assert replayed == whole
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_a_resumed_run_goes_on_with_the_average_load_error(tmp_path: Path, ratio: float) -> None:
+    """The bias of `ema` hangs on all loads so far, so the average must be in the checkpoint."""
+    changed = lane(
+        model__moe__real_slot_ratio=ratio,
+        model__moe__bias_update="ema",
+        model__moe__bias_update_rate=0.1,
+    )
+    checkpoints = {"checkpoint_dir": str(tmp_path / "c")}
+    train(tmp_path, "a", changed, steps=2, **checkpoints)
+    train(tmp_path, "a", changed, steps=STEPS, resume=True, **checkpoints)
+    train(tmp_path, "b", changed, checkpoint_dir=str(tmp_path / "whole"))
+    resumed, whole = (
+        Run(
+            micro_request(
+                tmp_path, changed, steps=STEPS, resume=True, checkpoint_dir=str(tmp_path / name)
+            )
+        )
+        for name in ("c", "whole")
+    )
+    buffers, expected = dict(resumed.model.named_buffers()), dict(whole.model.named_buffers())
+    averages = [name for name in expected if name.endswith("load_error")]
+    assert len(averages) == 2
+    for name in averages:
+        assert expected[name].any()
+        for buffer in (name, name.replace("load_error", "bias")):
+            assert torch.equal(buffers[buffer], expected[buffer])
 
 
 def test_dealt_routing_can_be_recorded_and_replayed(tmp_path: Path) -> None:

@@ -162,18 +162,20 @@ def loss_difference(blocks: Sequence[JudgedBlock]) -> float | None:
 def losses_at(
     blocks: Sequence[JudgedBlock], point: Callable[[LossComparison], LossPair]
 ) -> MetricDelta:
-    """Loss of both arms at a point of their curves, median over blocks; the delta is the median of paired deltas.
+    """Loss of both arms at a point of their curves, in the block of the median delta (mean of the middle two).
 
-    Blocks repeat one seed, so they differ by their step times alone: this is a reading, not an estimate.
+    Blocks repeat one seed, so they differ by their length and step times alone: this is a reading, not an estimate. Medians
+    of each arm by itself would mix blocks of different length, and their difference would not be the delta beside them.
     """
     pairs = [point(found) for block in blocks if (found := block.evidence.losses()) is not None]
     if not pairs:
-        return MetricDelta(control=None, treated=None, delta=None, reason="no block counts")
-    return MetricDelta(
-        control=median(pair.control for pair in pairs),
-        treated=median(pair.treated for pair in pairs),
-        delta=median(pair.delta for pair in pairs),
-    )
+        reason = "no block that counts has a finite loss in both arms"
+        return MetricDelta(control=None, treated=None, delta=None, reason=reason)
+    pairs.sort(key=lambda pair: pair.delta)
+    middle = pairs[(len(pairs) - 1) // 2 : len(pairs) // 2 + 1]
+    control = sum(pair.control for pair in middle) / len(middle)
+    treated = sum(pair.treated for pair in middle) / len(middle)
+    return MetricDelta(control=control, treated=treated, delta=treated - control)
 
 
 def observed(blocks: Sequence[JudgedBlock], arms: Arms) -> tuple[str, ...]:

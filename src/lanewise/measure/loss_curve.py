@@ -2,7 +2,8 @@
 
 A step's loss hangs on its batch, so a curve is the mean over the last `WINDOW_STEPS` steps. At equal steps both arms of a
 matched seed have seen the same batches, and their difference is the feature's; at equal time the slower arm has seen
-fewer. Time is cumulated step time: waiting for the other arm, set-up and profiling do not count.
+fewer. Time is cumulated step time: waiting for the other arm, set-up and profiling do not count, steps of the warm-up do,
+because they have trained the model too.
 """
 
 from __future__ import annotations

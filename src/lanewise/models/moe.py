@@ -32,7 +32,7 @@ from lanewise.models.layers import (
     hidden_matrix,
     init_normal,
 )
-from lanewise.models.router import Router, Routing, count_picks
+from lanewise.models.router import Router, Routing, count_picks, normalised
 from lanewise.ops.opset import OpSet
 
 
@@ -137,7 +137,7 @@ class MixtureOfExperts(Block):
         scores, num_experts = routing.scores, self.spec.num_experts
         load = count_picks(routing.expert_ids, num_experts)[:num_experts]
         share = load.to(scores.dtype) / load.sum().clamp(min=1)
-        probability = (scores / scores.sum(-1, keepdim=True)).mean(0)
+        probability = normalised(scores).mean(0)
         balance = num_experts * (share * probability).sum()
         z = torch.logsumexp(routing.logits, dim=-1).square().mean()
         return {

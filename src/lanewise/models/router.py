@@ -40,6 +40,8 @@ NULL_ID = -1
 """Id of a pick that computes nothing."""
 LOAD_ERROR_DECAY = 0.9
 """β of the moving average of the load error."""
+LEAST_SCORE_SUM = 1e-30
+"""Scores of a token that sum to less are not normalised."""
 GROUP_SCORE_EXPERTS = 2
 """Experts whose best values make the score of a group."""
 
@@ -167,10 +169,7 @@ class Router(nn.Module):
     def _gates(self, scores: Tensor, expert_ids: Tensor) -> Tensor:
         picked = scores.gather(-1, expert_ids.clamp(min=0))
         picked = picked.masked_fill(expert_ids < 0, 0.0)
-        total = picked.sum(-1, keepdim=True)
-        # Without a real pick (or with scores that underflow) the gates are 0, not 0/0, and so are their gradients.
-        total = torch.where(total > 0, total, torch.ones_like(total))
-        return picked / total * self.spec.routed_scaling_factor
+        return normalised(picked) * self.spec.routed_scaling_factor
 
     def count(self, expert_ids: Tensor) -> None:
         """Add the picks of a micro-batch to `load`."""
@@ -202,6 +201,13 @@ class Router(nn.Module):
             self.load_error.lerp_(relative, 1 - LOAD_ERROR_DECAY)
             step = self.load_error.clamp(-1.0, 1.0)
         self.bias += self.spec.bias_update_rate * step
+
+
+def normalised(scores: Tensor) -> Tensor:
+    """Scores [S, n] over their sum; 0 where there is nothing to share out."""
+    total = scores.sum(-1, keepdim=True)
+    # Without a real pick, or where scores all but underflow: 0/0 is no number, and 1/total overflows in the gradient.
+    return scores / torch.where(total > LEAST_SCORE_SUM, total, torch.ones_like(total))
 
 
 def count_picks(expert_ids: Tensor, num_experts: int) -> Tensor:

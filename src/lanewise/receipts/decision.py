@@ -126,7 +126,7 @@ class Decision(Record):
     loss_max_abs_diff: float | None
     """Largest difference of the arms' losses over paired steps; null if the feature changes the mathematics."""
     loss_equal_steps: MetricDelta | None = None
-    """Loss in nats per token after equally many steps, median over blocks; null if the mathematics are the same."""
+    """Loss in nats per token after equally many steps, in the block of the median delta; null if the mathematics are the same."""
     loss_equal_time: MetricDelta | None = None
     """The same after equal cumulated step time, where the slower arm has taken fewer steps."""
     observed: tuple[str, ...]

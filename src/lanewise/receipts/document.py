@@ -14,8 +14,8 @@ from pydantic import ValidationError, create_model
 
 from lanewise.errors import ReceiptError
 from lanewise.lane.digest import digest
-from lanewise.receipts.migrate import Document, is_newer_minor, upcast
-from lanewise.receipts.schema import Record, RunReceipt
+from lanewise.receipts.migrate import STEPS, Document, History, is_newer_minor, upcast
+from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -79,6 +79,16 @@ def parse_record(model: type[RecordT], content: bytes, where: str) -> RecordT:
     return build_record(model, parse_document(content, where), where)
 
 
+def parse_steps(content: bytes, where: str) -> StepSeries:
+    """Parse, lift and check the shape of a receipt's step sidecar.
+
+    Raises:
+        ReceiptError: it cannot be read or does not have the shape of its version.
+    """
+    document = _lift(parse_json(content, where), where, STEPS)
+    return build_record(StepSeries, document, where, STEPS)
+
+
 def check_identity(document: Document, where: str) -> None:
     """Compare the id in a receipt, as it was written, with the digest of its content.
 
@@ -99,13 +109,15 @@ def check_identity(document: Document, where: str) -> None:
         )
 
 
-def build_record(model: type[RecordT], document: Document, where: str) -> RecordT:
+def build_record(
+    model: type[RecordT], document: Document, where: str, history: History | None = None
+) -> RecordT:
     """Check the shape of a document; fields of a newer minor version are kept, in place, as extras.
 
     Raises:
         ReceiptError: the first fault, with the number of others.
     """
-    reader = lenient(model) if is_newer_minor(document) else model
+    reader = lenient(model) if is_newer_minor(document, history) else model
     try:
         return reader.model_validate(document)
     except ValidationError as error:
@@ -149,9 +161,9 @@ def _lenient_annotation(annotation: Any) -> Any:
     return origin[rewritten]
 
 
-def _lift(document: Document, where: str) -> Document:
+def _lift(document: Document, where: str, history: History | None = None) -> Document:
     try:
-        return upcast(document)
+        return upcast(document, history)
     except ReceiptError as error:
         raise ReceiptError(f"{where}: {error}") from error
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lanewise.errors import ReceiptError
 from lanewise.receipts.decision import DECISION_SCHEMA_VERSION
-from lanewise.receipts.schema import SCHEMA_VERSION
+from lanewise.receipts.schema import SCHEMA_VERSION, STEPS_SCHEMA_VERSION
 
 Document = dict[str, Any]
 Upcaster = Callable[[Document], Document]
@@ -51,6 +51,8 @@ class History:
 
 RECEIPTS = History(current=SCHEMA_VERSION)
 DECISIONS = History(current=DECISION_SCHEMA_VERSION)
+STEPS = History(current=STEPS_SCHEMA_VERSION)
+"""Of the step sidecars, which have no `kind`."""
 HISTORIES: Mapping[str, History] = {
     "run": RECEIPTS,
     "calibration": RECEIPTS,
@@ -76,9 +78,9 @@ def history_of(document: Mapping[str, Any]) -> History:
     return history
 
 
-def is_newer_minor(document: Mapping[str, Any]) -> bool:
+def is_newer_minor(document: Mapping[str, Any], history: History | None = None) -> bool:
     """Whether a document of the current major was written by a newer minor and may hold unknown fields."""
-    current = parse_version(history_of(document).current)
+    current = parse_version((history or history_of(document)).current)
     return parse_version(document.get("schema_version")) > current
 
 

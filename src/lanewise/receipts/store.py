@@ -30,6 +30,7 @@ from lanewise.receipts.document import (
     parse_json,
     parse_receipt,
     parse_record,
+    parse_steps,
     receipt_id_of,
     short,
 )
@@ -310,10 +311,7 @@ def _read_series(receipt_location: str, artifact: Artifact) -> StepSeries:
             f"{location}: altered: its receipt cites {short(artifact.sha256)} and its content is "
             f"{short(sha256_of(content))}; restore the file from a copy"
         )
-    try:
-        return StepSeries.model_validate(parse_json(content, location))
-    except ValidationError as error:
-        raise ReceiptError(f"{location}: {first_fault(error)}") from error
+    return parse_steps(content, location)
 
 
 def _parse_decision(content: bytes, where: str) -> Decision:

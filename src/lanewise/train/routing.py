@@ -5,6 +5,9 @@
 
 Files are written whole or not at all, and a run that is resumed goes on with the recording it began. What is recorded is
 the routing of training micro-batches; a profiled step after the end follows the last one again and is never recorded.
+
+Which tokens skip a block under depth routing is not followed but decided anew, so a recording of it repeats the run that
+made it; under other weights, a token that skipped then and does not now visits no routed expert.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class Recorded:
 
     Attributes:
         model_digest: pattern, sizes and coefficients, without the routing mode.
+        depth_routing: whether tokens skip blocks, and so have no experts to follow.
         data_digest: the corpus, its tokenizer and its packing.
         data_seed: order of the rows.
         num_expert_layers: E layers.
@@ -53,6 +57,7 @@ class Recorded:
     """
 
     model_digest: str
+    depth_routing: bool
     data_digest: str
     data_seed: int
     num_expert_layers: int
@@ -67,8 +72,13 @@ class Recorded:
         return (self.micro_batches, self.tokens_per_micro_batch, self.picks)
 
 
-def describe(lane: Lane, data_digest: str) -> Recorded:
+def describe(lane: Lane, data_digest: str, *, depth_routing: bool = False) -> Recorded:
     """What a recording of this lane's routing holds.
+
+    Args:
+        lane: what is trained.
+        data_digest: of its data.
+        depth_routing: whether that feature is on.
 
     Raises:
         UsageError: the lane has no E layers.
@@ -84,6 +94,7 @@ def describe(lane: Lane, data_digest: str) -> Recorded:
     batch = lane.batch
     return Recorded(
         model_digest=model_digest(lane.model_copy(update={"model": model})),
+        depth_routing=depth_routing,
         data_digest=data_digest,
         data_seed=lane.data.seed,
         num_expert_layers=num_layers,
@@ -113,7 +124,7 @@ def to_follow(request: RunRequest, data_digest: str) -> RoutingReader | None:
                 "`lanewise train … --replay-routing DIR`, or set another mode"
             )
         return None
-    expected = describe(lane, data_digest)
+    expected = _describe_run(request, data_digest)
     if not replays:
         raise UsageError(
             "a recording was given to replay and the lane makes its own routing; "
@@ -130,8 +141,14 @@ def to_write(request: RunRequest, data_digest: str, *, first_step: int) -> Routi
     """
     if request.record_routing is None:
         return None
-    recorded = describe(request.resolved.lane, data_digest)
+    recorded = _describe_run(request, data_digest)
     return RoutingWriter(request.record_routing, recorded, first_step=first_step)
+
+
+def _describe_run(request: RunRequest, data_digest: str) -> Recorded:
+    resolved = request.resolved
+    skips = resolved.model_switches.get("depth_routing", False)
+    return describe(resolved.lane, data_digest, depth_routing=skips)
 
 
 def ids_digest(replay: RoutingReader | None, record: RoutingWriter | None) -> str | None:
@@ -296,6 +313,7 @@ class _OneStep:
 def _refuse_other(found: Recorded, expected: Recorded, folder: str) -> None:
     names = {
         "model_digest": "another model (pattern, sizes or coefficients)",
+        "depth_routing": "another state of the feature depth_routing",
         "data_digest": "other data",
         "data_seed": "another order of the data",
     }
