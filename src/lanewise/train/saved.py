@@ -123,8 +123,9 @@ def load(folder: Path, *, device: torch.device) -> SavedModel:
 
 
 def _find(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    if checkpoint.is_whole(folder):
-        return folder, ()
+    # A checkpoint is known by its name, which `.` and a link do not show.
+    if checkpoint.is_whole(folder.resolve()):
+        return folder.resolve(), ()
     found = checkpoint.newest(folder)
     if found.path is None:
         why = "; ".join(found.messages)
@@ -142,6 +143,10 @@ def _read_lane(path: Path) -> SavedLane:
         raise UsageError(
             f"checkpoint {path.name} does not say which lane it is of ({LANE_FILE} is missing: an earlier version wrote "
             "it); train one more step with `lanewise train LANE --resume` and use the checkpoint that this writes"
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"checkpoint {path.name}: {LANE_FILE} cannot be read ({error.strerror}); put back the file that training wrote"
         ) from None
     try:
         return SavedLane.model_validate_json(content)
