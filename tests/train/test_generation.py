@@ -194,6 +194,21 @@ def test_lost_tensors_and_no_checkpoint_are_one_line(tmp_path: Path) -> None:
         written(path)
 
 
+@pytest.mark.parametrize("key", ["mtp", "hyper_connections", "metadata_embeddings", "stp"])
+@pytest.mark.parametrize(("before", "after"), [("on", "off"), ("off", "on")])
+def test_training_goes_on_with_the_features_it_began_with(
+    tmp_path: Path, key: str, before: str, after: str
+) -> None:
+    """Weights alone would not tell: a model without a tax finds all weights that it has."""
+    lane = attention_lane(model__mtp=MTP)
+    _, path = trained(tmp_path, lane, **{key: before})
+    request = micro_request(
+        tmp_path, lane, features={key: after}, checkpoint_dir=str(path.parent), resume=True
+    )
+    with pytest.raises(UsageError, match=f"{path.name} was trained with {key} {before} and this"):
+        Run(request)
+
+
 def test_resumed_training_still_knows_its_lane(tmp_path: Path) -> None:
     lane = attention_lane()
     trained(tmp_path, lane)
