@@ -110,6 +110,8 @@ def test_a_seed_repeats_a_sampled_text(
         (["--prompt", ""], "is empty"),
         (["--prompt-file", "/nowhere/p.txt"], "no prompt file"),
         (["words"], "is no prompt"),
+        (["--prompt", "a\udcff"], "(--prompt) is not UTF-8 text"),
+        (["--prompt", "a", "--seed", str(10**23)], "--seed"),
         (["--prompt", "a", "--top-p", "0"], "--top-p"),
         (["--prompt", "a", "--temperature", "-1"], "--temperature"),
         (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens"),

@@ -164,6 +164,10 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             "capacity_factor = 0.0 lets no token through",
         ),
         (
+            ["features.depth_routing=on", "model.depth_routing.capacity_factor=1e-7"],
+            "capacity_factor = 1e-07 lets no token through",
+        ),
+        (
             ["features.metadata_embeddings=on", "model.metadata_embeddings.num_buckets=12"],
             "num_buckets = 12 is less than the 13 character classes",
         ),
@@ -213,6 +217,10 @@ def test_bad_values_get_one_line_with_the_rule(overrides: list[str], expected: s
         (
             ["model.mtp.depth=4096"],
             "model.mtp.depth = 4096 looks past every row of batch.sequence_length = 4096; use at most 4095",
+        ),
+        (
+            ["batch.sequence_length=1"],
+            'model.mtp.depth = 1 looks past every row of batch.sequence_length = 1; set model.mtp = "none"',
         ),
         (
             ["model.stp.start_step=5", "model.stp.end_step=5"],

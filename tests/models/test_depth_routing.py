@@ -6,8 +6,9 @@ from fractions import Fraction
 import pytest
 import torch
 
+from lanewise.lane.tax_rules import exact_share, slots
 from lanewise.lane.taxes import DepthRoutingSpec
-from lanewise.models.depth_routing import DepthRouted, exact_share, select, slots
+from lanewise.models.depth_routing import DepthRouted, select
 from lanewise.models.layers import SKIPPED_ID, Context
 from tests.models.simple_blocks import TokenWise, extend_in_pieces, pieces
 

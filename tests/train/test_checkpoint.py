@@ -123,6 +123,21 @@ def test_lost_tensors_are_one_clear_line(tmp_path: Path) -> None:
         checkpoint.load(path, model=model, optimizer=optimizer, lane_digest="sha256:" + "a" * 64)
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80garbage"])
+def test_a_damaged_index_is_one_clear_line_and_nothing_is_logged(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save(tmp_path)
+    (path / ".metadata").write_bytes(content)
+    model, optimizer = trained()
+    with pytest.raises(UsageError, match=r"^checkpoint step-00000002 cannot be read: [^\n]*$"):
+        checkpoint.load(path, model=model, optimizer=optimizer, lane_digest="sha256:" + "a" * 64)
+    with pytest.raises(UsageError, match=r"^checkpoint step-00000002 cannot be read: [^\n]*$"):
+        checkpoint.load_weights(path, model=model)
+    # torch logs events to loggers of its own that nobody sees; the root logger is what a person sees.
+    assert [record for record in caplog.records if record.name == "root"] == []
+
+
 def test_a_directory_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")

@@ -157,6 +157,34 @@ def test_weights_of_another_assembly_are_refused(tmp_path: Path) -> None:
         written(path)
 
 
+def test_weights_that_the_record_leaves_out_are_refused(tmp_path: Path) -> None:
+    """Else a model without its hyper-connections would be built, and write nonsense."""
+    _, path = trained(tmp_path, attention_lane(), hyper_connections="on")
+    document = json.loads((path / saved.LANE_FILE).read_text())
+    document["model_switches"]["hyper_connections"] = False
+    (path / saved.LANE_FILE).write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"tensors that the model does not have, .*residual"):
+        written(path)
+
+
+def test_a_record_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    _, path = trained(tmp_path, attention_lane())
+    (path / saved.LANE_FILE).unlink()
+    (path / saved.LANE_FILE).mkdir()
+    with pytest.raises(UsageError, match=r"lane\.json cannot be read \(Is a directory\)"):
+        written(path)
+
+
+def test_a_checkpoint_is_found_from_inside_and_by_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = trained(tmp_path, attention_lane())
+    (tmp_path / "latest").symlink_to(path)
+    monkeypatch.chdir(path)
+    for folder in (Path(), tmp_path / "latest"):
+        assert saved.load(folder, device=torch.device("cpu")).path == path.resolve()
+
+
 def test_lost_tensors_and_no_checkpoint_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no checkpoint in .*; train one with"):
         written(tmp_path / "nowhere")
@@ -164,6 +192,21 @@ def test_lost_tensors_and_no_checkpoint_are_one_line(tmp_path: Path) -> None:
     next(path.glob("*.distcp")).unlink()
     with pytest.raises(UsageError, match="cannot be read"):
         written(path)
+
+
+@pytest.mark.parametrize("key", ["mtp", "hyper_connections", "metadata_embeddings", "stp"])
+@pytest.mark.parametrize(("before", "after"), [("on", "off"), ("off", "on")])
+def test_training_goes_on_with_the_features_it_began_with(
+    tmp_path: Path, key: str, before: str, after: str
+) -> None:
+    """Weights alone would not tell: a model without a tax finds all weights that it has."""
+    lane = attention_lane(model__mtp=MTP)
+    _, path = trained(tmp_path, lane, **{key: before})
+    request = micro_request(
+        tmp_path, lane, features={key: after}, checkpoint_dir=str(path.parent), resume=True
+    )
+    with pytest.raises(UsageError, match=f"{path.name} was trained with {key} {before} and this"):
+        Run(request)
 
 
 def test_resumed_training_still_knows_its_lane(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lanewise.train.session import StopRequest
 
 STDIN = "-"
+MAX_SEED = 2**53 - 1
+"""As of a lane; JSON keeps it exactly."""
 UNFINISHED = "\ufffd"
 """What a decoder shows for bytes that are no character, or not yet."""
 
@@ -66,7 +68,9 @@ def generate(
         float,
         typer.Option("--top-p", help="Sample among the likeliest that hold this probability."),
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the sampling.")
+    ] = 0,
     draft: Annotated[
         bool | None,
         typer.Option(
@@ -216,7 +220,8 @@ def _prompt(source: str | None, prompt: str | None, prompt_file: Path | None) ->
             f"{source!r} is no prompt; write --prompt {source!r}, or - for standard input"
         )
     if prompt is not None:
-        text, where = prompt.encode(), "--prompt"
+        # Bytes of the shell that are no UTF-8 arrive as lone surrogates, and are refused as such below.
+        text, where = prompt.encode("utf-8", "surrogatepass"), "--prompt"
     elif prompt_file is not None:
         if not prompt_file.is_file():
             raise UsageError(f"no prompt file {str(prompt_file)!r}; give one, or --prompt TEXT")

@@ -232,7 +232,7 @@ def _auxiliary_objective_faults(lane: Lane) -> Iterator[Fault]:
         yield (
             ("model", "mtp", "depth"),
             f"= {model.mtp.depth} looks past every row of batch.sequence_length = {length}; "
-            f"use at most {length - 1}",
+            + (f"use at most {length - 1}" if length > 1 else 'set model.mtp = "none"'),
         )
     stp = model.stp
     if stp.end_step is not None and stp.end_step <= stp.start_step:

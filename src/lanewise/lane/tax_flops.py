@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
 
@@ -20,7 +19,7 @@ from lanewise.lane.params import BlockParams
 from lanewise.lane.pattern import TABLE_OF_LETTER, layer_letters
 from lanewise.lane.schema import Lane
 from lanewise.lane.structure import Field
-from lanewise.lane.tax_rules import depth_routed_layers
+from lanewise.lane.tax_rules import depth_routed_layers, exact_share, slots
 
 
 def metadata_embeddings(lane: Lane) -> Component:
@@ -80,8 +79,7 @@ def depth_routing(lane: Lane) -> tuple[Component, ...]:
     """
     model, length = lane.model, lane.batch.sequence_length
     by_name = {component.name: component for component in components(lane)}
-    share = Fraction(str(model.depth_routing.capacity_factor)).limit_denominator(1 << 20)
-    skipped = 1 - max(1, length * share.numerator // share.denominator) / length
+    skipped = 1 - slots(exact_share(model.depth_routing.capacity_factor), length) / length
     router = BlockParams(
         total=model.hidden_size, active=model.hidden_size, matmul=model.hidden_size
     )

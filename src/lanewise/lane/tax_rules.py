@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.primes import has_primes
 from lanewise.lane.schema import ModelSpec, NgramEmbeddingSpec
@@ -33,12 +35,22 @@ def depth_routing_misfit(model: ModelSpec) -> str | None:
             f"model.depth_routing.num_first_layers_kept = {spec.num_first_layers_kept} leaves no E or D layer of the "
             f"{model.num_layers} layers of {model.pattern}; lower it"
         )
-    if spec.capacity_factor <= 0:
+    if exact_share(spec.capacity_factor) <= 0:
         return (
             f"model.depth_routing.capacity_factor = {spec.capacity_factor} lets no token through; "
             "use a number above 0, at most 1"
         )
     return None
+
+
+def exact_share(capacity_factor: float) -> Fraction:
+    """The capacity factor as a small fraction: floors of its multiples must add up, and products of floats do not."""
+    return Fraction(str(capacity_factor)).limit_denominator(1 << 20)
+
+
+def slots(capacity_factor: Fraction, length: int) -> int:
+    """Tokens of a row that a block routed by depth computes: max(1, ⌊c·T⌋)."""
+    return max(1, length * capacity_factor.numerator // capacity_factor.denominator)
 
 
 def metadata_embeddings_misfit(model: ModelSpec) -> str | None:

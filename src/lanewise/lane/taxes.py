@@ -12,7 +12,7 @@ from lanewise.lane.spec import NonNegativeFloat, NonNegativeInt, Ratio, Spec
 
 
 class StpSpec(Spec):
-    """Straight trajectory penalty on hidden states (arXiv 2602.22617): 1 − cos of two steps of a path."""
+    """Semantic tube prediction (arXiv 2602.22617), a penalty on hidden states: 1 − cos of two steps of a path."""
 
     coefficient: NonNegativeFloat = 0.05
     num_spans: PositiveInt = 4

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lanewise.lane.tax_rules import exact_share, slots
 from lanewise.lane.taxes import DepthRoutingSpec
 from lanewise.models.layers import (
     NO_CONTEXT,
@@ -168,16 +169,6 @@ class DepthRouted(Block):
         """[B, T], in the dtype of the router."""
         scores: Tensor = self.depth_router(x.to(self.depth_router.weight.dtype))
         return scores.squeeze(-1)
-
-
-def exact_share(capacity_factor: float) -> Fraction:
-    """The capacity factor as a small fraction: floors of its multiples must add up, and products of floats do not."""
-    return Fraction(str(capacity_factor)).limit_denominator(1 << 20)
-
-
-def slots(capacity_factor: Fraction, length: int) -> int:
-    """Tokens of a row that the block computes: max(1, ⌊c·T⌋)."""
-    return max(1, length * capacity_factor.numerator // capacity_factor.denominator)
 
 
 def select(

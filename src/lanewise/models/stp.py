@@ -1,4 +1,4 @@
-"""STP, the straight trajectory penalty (arXiv 2602.22617): hidden states should move straight ahead over a text.
+"""STP, semantic tube prediction (arXiv 2602.22617): hidden states should move straight ahead over a text.
 
     L = 1 − mean cos(h[r] − h[s], h[t] − h[r])        over spans s < r < t, rows and chosen layers
 

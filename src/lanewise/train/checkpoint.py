@@ -12,6 +12,7 @@ are kept.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
@@ -187,10 +189,18 @@ def load_weights(path: Path, *, model: nn.Module) -> Progress:
     try:
         with _single_process():
             state_dict_loader.load(state, checkpoint_id=str(path), no_dist=True)
+        written = FileSystemReader(path).read_metadata().state_dict_metadata
     except (OSError, CheckpointException, ValueError, RuntimeError) as error:
         raise UsageError(
             f"checkpoint {path.name} cannot be read: {_reason(error)}; give another one"
         ) from error
+    left = sorted(name for name in written if name.startswith("model."))
+    left = [name for name in left if name.removeprefix("model.") not in state["model"]]
+    if left:
+        raise UsageError(
+            f"checkpoint {path.name} holds {len(left)} tensors that the model does not have, the first is "
+            f"{left[0].removeprefix('model.')}; give another one"
+        )
     set_model_state_dict(model, state["model"])
     return progress
 
@@ -211,7 +221,17 @@ def _single_process() -> Iterator[None]:
     # torch warns that one process is assumed even when one process is exactly what was asked for.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        # What it cannot read it raises; before that it logs, to the root logger, a traceback of every place it looked in.
+        root = logging.getLogger()
+        root.addFilter(_is_not_of_the_loader)
+        try:
+            yield
+        finally:
+            root.removeFilter(_is_not_of_the_loader)
+
+
+def _is_not_of_the_loader(record: logging.LogRecord) -> bool:
+    return record.module != "state_dict_loader"
 
 
 def _progress_json(progress: Progress) -> str:

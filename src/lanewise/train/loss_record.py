@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 AUXILIARY_KEY = "io.lanewise.auxiliary_losses"
-"""Key in `extensions`: unweighted auxiliary losses of the run's first and last step, e.g. `mtp_1` in nats per token."""
+"""Key in `extensions`: unweighted auxiliary losses, e.g. `mtp_1` in nats per token, of the run's first and last step that
+had them: STP has a window of steps."""
 LOSS_PARTS_KEY = "io.lanewise.loss_parts"
-"""Key in `extensions`: what every auxiliary loss added to the cross-entropy: first and last step, mean over all steps."""
+"""Key in `extensions`: what every auxiliary loss added to the cross-entropy: first, last and mean of the steps that had it."""
 
 Summary = dict[str, float | None]
 Values = Mapping[str, Sequence[float]]

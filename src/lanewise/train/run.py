@@ -261,6 +261,7 @@ class Run:
         if found.path is None:
             self.messages.append("no checkpoint to resume from; starting at step 0")
             return
+        saved.check_switches(found.path, self.request.resolved)
         progress = checkpoint.load(
             found.path,
             model=self.model,

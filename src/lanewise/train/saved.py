@@ -122,9 +122,36 @@ def load(folder: Path, *, device: torch.device) -> SavedModel:
     )
 
 
+def check_switches(path: Path, resolved: ResolvedLane) -> None:
+    """Refuse to go on from a checkpoint of the same lane whose model was assembled with other features.
+
+    Without it, a model that lost its streams or its MTP would find all weights it has and train on. A checkpoint without
+    `lane.json` is of an earlier version and is let through, and one of another lane is `checkpoint.load`'s to refuse.
+
+    Raises:
+        UsageError: the features differ, or `lane.json` cannot be read.
+    """
+    if not (path / LANE_FILE).exists():
+        return
+    saved = _read_lane(path)
+    if lane_digest(saved.lane) != resolved.digest:
+        return
+    before, now = saved.model_switches, resolved.model_switches
+    changed = sorted(
+        key for key in before.keys() | now.keys() if before.get(key, False) != now.get(key, False)
+    )
+    if changed:
+        described = ", ".join(f"{key} {'on' if before.get(key) else 'off'}" for key in changed)
+        raise UsageError(
+            f"checkpoint {path.name} was trained with {described} and this run has the opposite; resume with the same "
+            "features, or give another --checkpoint-dir"
+        )
+
+
 def _find(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    if checkpoint.is_whole(folder):
-        return folder, ()
+    # A checkpoint is known by its name, which `.` and a link do not show.
+    if checkpoint.is_whole(folder.resolve()):
+        return folder.resolve(), ()
     found = checkpoint.newest(folder)
     if found.path is None:
         why = "; ".join(found.messages)
@@ -142,6 +169,10 @@ def _read_lane(path: Path) -> SavedLane:
         raise UsageError(
             f"checkpoint {path.name} does not say which lane it is of ({LANE_FILE} is missing: an earlier version wrote "
             "it); train one more step with `lanewise train LANE --resume` and use the checkpoint that this writes"
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"checkpoint {path.name}: {LANE_FILE} cannot be read ({error.strerror}); put back the file that training wrote"
         ) from None
     try:
         return SavedLane.model_validate_json(content)
