@@ -153,3 +153,12 @@ def test_gradients_match_finite_differences() -> None:
     h = path(5).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: trajectory_loss([x], spans), (h,))
     assert torch.autograd.gradcheck(lambda x: trajectory_loss([x], spans, documents), (h,))
+
+
+def test_states_that_nearly_coincide_pull_with_a_bounded_force() -> None:
+    still = torch.ones(1, 6, 4, dtype=torch.float64) + 1e-9 * path(6, rows=1)[..., :4]
+    still.requires_grad_()
+    loss = trajectory_loss((still,), torch.tensor([[0, 1, 2], [1, 3, 5]]))
+    (gradient,) = torch.autograd.grad(loss, still)
+    assert loss.isfinite()
+    assert gradient.abs().max() < 1e-2  # 1/1e-9 without a least step

@@ -23,6 +23,10 @@ from lanewise.lane.taxes import StpSpec
 _SPANS = 0x5750
 """Third word of the seed, apart from other uses of (seed, step)."""
 
+LEAST_STEP = 1e-3
+"""Steps of a path shorter than this count as this long: the cosine's gradient grows as one over the step, without bound
+where two hidden states coincide (their entries are of order 1)."""
+
 
 class TrajectoryPenalty:
     """The penalty of one lane.
@@ -99,4 +103,4 @@ def _turns(path: Tensor, s: Tensor, r: Tensor, t: Tensor) -> Tensor:
     """cos(h[r] − h[s], h[t] − h[r]): [B, T, d] → [B, n]."""
     path = path.to(torch.promote_types(path.dtype, torch.float32))
     first, second = path[:, r] - path[:, s], path[:, t] - path[:, r]
-    return F.cosine_similarity(first, second, dim=-1)
+    return F.cosine_similarity(first, second, dim=-1, eps=LEAST_STEP)
