@@ -86,3 +86,12 @@ def test_the_result_has_the_dtype_of_the_input(with_documents: bool) -> None:
     x, weight, bias = cast(arguments(5), torch.float32)
     ids = random_ids(2, 5, seed=1) if with_documents else None
     assert causal_depthwise_conv(x.bfloat16(), weight, bias, ids).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("with_documents", [False, True], ids=["one_document", "documents"])
+def test_bf16_is_rounded_once(with_documents: bool) -> None:
+    rounded = [a.detach().bfloat16() for a in arguments(63)]
+    ids = random_ids(2, 63, seed=1) if with_documents else None
+    y = causal_depthwise_conv(*rounded, ids).double()
+    truth = causal_depthwise_conv(*(a.double() for a in rounded), ids)
+    assert ((y - truth).abs() <= 1.01 * 2**-8 * truth.abs() + 1e-6).all()

@@ -190,6 +190,24 @@ def test_the_state_is_fp32_and_its_angle_a_turn() -> None:
     assert (state.k.shape, state.v.shape) == ((2, 2, 4, 8), (2, 2, 4, 4))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["siso", "mimo_norm"])
+def test_a_long_text_costs_the_state_no_precision(form: str) -> None:
+    """fp32 after 4,096 tokens is as near to fp64 as after a few."""
+    exact, block = block_of(form).eval(), block_of(form).eval().float()
+    for part in (exact, block):
+        part.dt_bias.fill_(0.0)
+    x = inputs(4100, rows=1).float()
+    truth = exact(x.double()).delta[:, -4:]
+    _, state = block.extend(x[:, :-4], None)
+    found = []
+    for token in x[:, -4:].split(1, dim=1):
+        output, state = block.extend(token, state)
+        found.append(output.delta)
+    error = (torch.cat(found, dim=1).double() - truth).abs().max() / truth.abs().max()
+    assert error < 2e-6
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("backend", ["chunked.torch", "recurrence.torch"])
 def test_documents_are_as_if_alone(form: str, backend: str) -> None:

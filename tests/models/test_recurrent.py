@@ -111,6 +111,21 @@ def test_bf16_decodes_with_a_wide_state() -> None:
     )
 
 
+@torch.no_grad()
+def test_a_head_that_forgets_slowly_still_writes_in_bf16() -> None:
+    """f = 0.999 is 1 in bf16, and a step writes 1 − f."""
+    block, x = block_of().float(), inputs().bfloat16()
+    spec = block.spec
+    block.in_proj.weight[2 * spec.key_dim + spec.num_heads * spec.value_dim :][: spec.num_heads] = 0
+    block.dt_bias.fill_(1.0)
+    block.a_log.fill_(-7.2)
+    block.skip.fill_(0.0)
+    whole = block(x).delta
+    assert (whole.abs().amax(-1) > 0).all()
+    extended, _ = extend_in_pieces(block, x, (3, 13))
+    torch.testing.assert_close(extended, whole, rtol=0.02, atol=0.02 * whole.abs().max().item())
+
+
 def test_the_lane_s_clip_reaches_the_gradients() -> None:
     """A small clip changes what passes through the state, and what does not pass through it stays."""
     gradients = {}

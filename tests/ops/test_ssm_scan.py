@@ -243,6 +243,16 @@ def test_without_a_gate(backend: str, dtype: str) -> None:
     conformance.assert_conforms(bound(backend), reference, tuple(args), conformance.DTYPES[dtype])
 
 
+@pytest.mark.parametrize("begins", [(), (1, 2, 100, 4095)], ids=["one_document", "documents"])
+def test_4096_large_turns_in_fp32_cost_no_more_than_a_few(begins: tuple[int, ...]) -> None:
+    args = list(with_documents(arguments("tiny", 64, B=1, T=4096), *begins))
+    args[3] = 4 * args[3]
+    with torch.no_grad():
+        truth = bound("recurrence.torch")(*args)
+        found = bound("chunked.torch")(*conformance.cast(tuple(args), torch.float32))
+    assert (found.double() - truth).norm() <= 1e-6 * truth.norm()
+
+
 def test_2048_steps_in_fp32_stay_within_1e_5_of_the_fp64_recurrence() -> None:
     args = arguments("tiny", 64, B=1, T=2048, log_decay=-1e-3)
     with torch.no_grad():

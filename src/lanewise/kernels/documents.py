@@ -8,10 +8,12 @@ Shapes: B batch, T sequence (padded to C·L), C chunks, L steps a chunk, H heads
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class ChunkDocuments(NamedTuple):
@@ -46,19 +48,22 @@ class ChunkDocuments(NamedTuple):
         """[C, B, …] → [C, B·H, …], the same for all heads."""
         return mask_CBL.repeat_interleave(num_heads, dim=1)
 
-    def cumsum(self, x_BHTn: Tensor) -> Tensor:
-        """Σ over this and all earlier steps of the document; differentiable."""
-        same, before = self._against(x_BHTn)
-        sums = [
-            same[chunk] @ x_BHLn
-            for chunk, x_BHLn in enumerate(x_BHTn.unflatten(2, self._chunks).unbind(2))
-        ]
-        for chunk in range(1, len(sums)):
-            sums[chunk] = sums[chunk] + before[chunk] * sums[chunk - 1][:, :, -1:]
+    def cumulated_angle(self, turn_BHTn: Tensor) -> Tensor:
+        """Σ over this and all earlier steps of the document, up to whole turns; differentiable."""
+        same, before = self._against(turn_BHTn)
+        sums, carried_BH1n = [], None
+        for chunk, turn_BHLn in enumerate(turn_BHTn.unflatten(2, self._chunks).unbind(2)):
+            sum_BHLn = same[chunk] @ turn_BHLn
+            last_BH1n = same[chunk, :, :, -1:].double() @ turn_BHLn.double()
+            if carried_BH1n is not None:
+                sum_BHLn = sum_BHLn + before[chunk] * carried_BH1n.to(sum_BHLn.dtype)
+                last_BH1n = last_BH1n + before[chunk, :, :, -1:] * carried_BH1n
+            carried_BH1n = last_BH1n.remainder(2 * math.pi)
+            sums.append(sum_BHLn)
         return torch.cat(sums, dim=2)
 
     def reverse_cumsum(self, x_BHTn: Tensor) -> Tensor:
-        """Σ over this and all later steps of the document: the gradient of `cumsum`."""
+        """Σ over this and all later steps of the document: the gradient of `cumulated_angle`."""
         same, before = self._against(x_BHTn)
         chunks = list(x_BHTn.unflatten(2, self._chunks).unbind(2))
         for chunk in range(len(chunks) - 1, 0, -1):
@@ -78,6 +83,21 @@ class ChunkDocuments(NamedTuple):
             self.same_CBLL.unsqueeze(2).to(x_BHTn.dtype),
             self.before_CBL[:, :, None, :, None].to(x_BHTn.dtype),
         )
+
+
+def cumulated_angle(turn_BHTn: Tensor, num_chunks: int, documents: ChunkDocuments | None) -> Tensor:
+    """θ: Σ of the turns up to each step of its document, up to whole turns; differentiable.
+
+    Only the sum inside a chunk is left to the dtype of `turn_BHTn`. What enters a chunk is carried in fp64 and stripped of
+    whole turns, so that the rounding of θ does not grow with the row. (In fp32 the remainder would itself be in error, by
+    2·10⁻⁷ for each turn taken off.)
+    """
+    if documents is not None:
+        return documents.cumulated_angle(turn_BHTn)
+    turn_BHCLn = turn_BHTn.unflatten(2, (num_chunks, -1))
+    after_BHCn = turn_BHCLn.sum(3, dtype=torch.float64).cumsum(2)
+    before_BHC1n = F.pad(after_BHCn, (0, 0, 1, -1)).remainder(2 * math.pi).unsqueeze(3)
+    return (turn_BHCLn.cumsum(3) + before_BHC1n.to(turn_BHTn.dtype)).flatten(2, 3)
 
 
 def cumsum_step_by_step(x_BTHn: Tensor, document_ids: Tensor | None) -> Tensor:

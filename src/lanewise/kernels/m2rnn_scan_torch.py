@@ -60,7 +60,8 @@ def _forward(
     minus_one = v_THB1V.new_full((), -1.0)
 
     # tanh(x) = 2σ(2x) − 1: torch's sigmoid is several times faster than its tanh on a CPU, and the absolute error
-    # stays below two units in the last place of 1. The inner 2 goes into the outer product and the matmul's factor.
+    # stays below two units in the last place of 1, so that in fp32 a candidate of size ε is right to about 10⁻⁷/ε of
+    # itself only. The inner 2 goes into the outer product and the matmul's factor.
     twice_k_T1BK1 = 2 * k_T1BK1
     blocks = _blocks(states_UHBKV)
     scratch = torch.empty_like(states_UHBKV[: blocks[0].stop])

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lanewise.kernels.documents import ChunkDocuments
+from lanewise.kernels.documents import ChunkDocuments, cumulated_angle
 
 
 def chunked(
@@ -75,7 +75,7 @@ def chunked(
 
     speed_B1Tn = math.pi * torch.tanh(pad(angles).to(dtype)).unsqueeze(1)
     turn_BHTn = speed_B1Tn * dt_BHT.unsqueeze(-1)
-    theta_BHTn = turn_BHTn.cumsum(2) if documents is None else documents.cumsum(turn_BHTn)
+    theta_BHTn = cumulated_angle(turn_BHTn, num_chunks, documents)
     theta_BT1Hn = theta_BHTn.transpose(1, 2).unsqueeze(2)
     cos, sin = theta_BT1Hn.cos(), theta_BT1Hn.sin()
     q_CXMN, k_CXMN = (

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lanewise.kernels.documents import ChunkDocuments
+from lanewise.kernels.documents import ChunkDocuments, cumulated_angle
 
 
 def chunked(
@@ -208,7 +208,7 @@ def _forward(
     shape = (sizes.chunks, sizes.batch * sizes.heads, sizes.chunk)
 
     turn_BHTn = _turns(angles, weights.dt_BHT, sizes) * weights.dt_BHT.unsqueeze(-1)
-    theta_BHTn = turn_BHTn.cumsum(2) if documents is None else documents.cumsum(turn_BHTn)
+    theta_BHTn = cumulated_angle(turn_BHTn, sizes.chunks, documents)
     phase_CXLn2 = v.new_empty(*shape, num_pairs, 2, dtype=dtype)
     theta_CBHLn = theta_BHTn.unflatten(2, (sizes.chunks, sizes.chunk)).permute(2, 0, 1, 3, 4)
     phase_CBHLn2 = phase_CXLn2.unflatten(1, (sizes.batch, sizes.heads))

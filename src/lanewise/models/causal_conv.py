@@ -28,7 +28,10 @@ def causal_depthwise_conv(
         [B, T, C] in the dtype of `x`.
     """
     if document_ids is not None:
-        return _within_documents(x, weight.to(x.dtype), bias.to(x.dtype), document_ids)
+        # Rounded to the dtype of x as `_filter` rounds them, summed in fp32 or wider as conv1d sums.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = (part.to(x.dtype).to(wide) for part in (weight, bias))
+        return _within_documents(x, weight, bias, document_ids).to(x.dtype)
     return _filter(F.pad(x, (0, 0, weight.shape[1] - 1, 0)), weight, bias)
 
 

@@ -221,6 +221,5 @@ def decay_rate(dd_a: Tensor, *, decay_map: str, a_floor: float) -> Tensor:
 
 
 def _reciprocal_map(u: Tensor) -> Tensor:
-    # Equal to both branches, with a finite gradient everywhere; selecting between 1 + u and 1/(1 − u) would divide by
-    # zero at u = 1.
-    return F.relu(u) + 1 / (1 + F.relu(-u))
+    # The branch not taken is evaluated at 0, where it and its gradient are finite.
+    return torch.where(u >= 0, 1 + u, 1 / (1 - u.clamp(max=0)))

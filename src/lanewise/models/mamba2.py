@@ -83,7 +83,7 @@ class Mamba2(Block):
     def reset_parameters(
         self, *, std: float, output_std: float, generator: torch.Generator
     ) -> None:
-        """Draw the projections; filter uniform in ± J^−½ (torch's conv default), A uniform in [1, 16], and
+        """Draw the projections; filter and its bias uniform in ± J^−½ (torch's conv default), A uniform in [1, 16], and
         `softplus(dt_bias)` log-uniform in [dt_min, dt_max], as the public module does.
         """
         spec = self.spec
@@ -92,6 +92,7 @@ class Mamba2(Block):
         bound = spec.conv_kernel_size**-0.5
         with torch.no_grad():
             self.conv_weight.uniform_(-bound, bound, generator=generator)
+            self.conv_bias.uniform_(-bound, bound, generator=generator)
             self.a_log.uniform_(A_INIT_MIN, A_INIT_MAX, generator=generator).log_()
         init_dt_bias(
             self.dt_bias,

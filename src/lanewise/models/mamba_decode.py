@@ -98,16 +98,19 @@ def _advance(
     inputs: ScanInputs, state: MambaState | None
 ) -> tuple[Tensor | None, Tensor, MambaState]:
     """S' or None, the rotated queries [B, T, R, H, N], and the state after the last token."""
-    theta_BTHn = inputs.turn.cumsum(1)
+    # In fp64 until whole turns are off: neither a long text nor the remainder costs precision.
+    theta_BTHn = inputs.turn.cumsum(1, dtype=torch.float64)
     if state is not None:
         theta_BTHn = theta_BTHn + state.angle.unsqueeze(1)
+    theta_BTHn = theta_BTHn.remainder(2 * math.pi).to(inputs.turn.dtype)
     q_BTRHN = _rotate(inputs.q, theta_BTHn, inputs.pairs)
     k_BTRHN = _rotate(inputs.k, theta_BTHn, inputs.pairs)
 
     gamma = inputs.lam * inputs.dt
     ahead = F.pad((inputs.dt - gamma)[:, 1:], (0, 0, 0, 1))
-    log_decay = inputs.a_dt.cumsum(1)
-    until_end = torch.exp(log_decay[:, -1:] - log_decay)
+    # Sums of just the steps that follow, not differences of sums from the start: those of a long text are large, and the
+    # latest tokens, which weigh most, would get their whole rounding error.
+    until_end = F.pad(inputs.a_dt[:, 1:], (0, 0, 0, 1)).flip(1).cumsum(1).flip(1).exp()
     after_BHPN = torch.einsum(
         "bth,btrhp,btrhn->bhpn", (gamma + ahead) * until_end, inputs.v, k_BTRHN
     )
@@ -115,9 +118,9 @@ def _advance(
     if state is not None:
         look_back = (inputs.dt - gamma)[:, 0]
         entering = state.state + torch.einsum("bh,brhp,brhn->bhpn", look_back, state.v, state.k)
-        after_BHPN = after_BHPN + torch.exp(log_decay[:, -1, :, None, None]) * entering
-    angle = torch.remainder(theta_BTHn[:, -1], 2 * math.pi)
-    return entering, q_BTRHN, MambaState(angle, after_BHPN, k_BTRHN[:, -1], inputs.v[:, -1])
+        after_BHPN = after_BHPN + torch.exp(inputs.a_dt.sum(1))[..., None, None] * entering
+    after = MambaState(theta_BTHn[:, -1], after_BHPN, k_BTRHN[:, -1], inputs.v[:, -1])
+    return entering, q_BTRHN, after
 
 
 def _rotate(x_BTRHN: Tensor, theta_BTHn: Tensor, pairs: tuple[slice, slice]) -> Tensor:

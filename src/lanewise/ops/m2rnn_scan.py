@@ -10,11 +10,12 @@ f, the skip, gate and norm that follow are the block's business.
 The gradient of the state is clipped: let g_t = dL/dh_t be complete, that is q_t do_tᵀ plus what step t + 1 sent back.
 Then clamp(g_t, ±state_gradient_clip), element by element, stands for it in everything further back: in the gradients of
 f_t, W, k_t, v_t and in what step t sends to h_{t−1}. dq_t does not pass through the state and is not clipped. All
-backends clip at this place, so they agree also where the clip is active; `inf` turns it off. A step that begins a document
-sends nothing to the step before it.
+backends clip at this place, so they agree also where the clip is active; `inf` turns it off. It is the place of the
+source's torch form; its Triton kernel clamps what step t + 1 sent back before q_t do_tᵀ is added. A step that begins a
+document sends nothing to the step before it.
 
 Shape legend: B batch, T sequence, H heads, K key dim (rows of the state), V value dim (columns).
-Dtypes: fp64, fp32, bf16; bf16 is computed in fp32. The result has the dtype of `v`.
+Dtypes: fp64, fp32, bf16; bf16 is computed in fp32, `forget` may be wider than the rest. The result has the dtype of `v`.
 Limits: serial in T.
 """
 
@@ -57,7 +58,9 @@ def next_state(
 ) -> Tensor:
     """h_t from h_{t−1}, the formula of one step."""
     outer_BHKV = k_BK[:, None, :, None] * v_BHV[:, :, None, :]
-    pre_BHKV = torch.einsum("bhkv,hvw->bhkw", state_BHKV, weight_HVV) + outer_BHKV
+    pre_BHKV = (
+        torch.einsum("bhkv,hvw->bhkw", state_BHKV, weight_HVV.to(state_BHKV.dtype)) + outer_BHKV
+    )
     forget_BH11 = forget_BH[..., None, None]
     return forget_BH11 * state_BHKV + (1 - forget_BH11) * torch.tanh(pre_BHKV)
 

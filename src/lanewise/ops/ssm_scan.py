@@ -17,7 +17,8 @@ Shape legend: B batch, T sequence, G groups, H heads (a multiple of G), N state 
 (2n ≤ N).
 Dtypes: fp64, fp32, bf16; bf16 is computed in fp32. The result has the dtype of `v`.
 Limits: a_dt ≤ 0 (0 is no decay, −50 forgets all); only differences of cumulated decays are exponentiated, so nothing
-overflows. θ is cumulated without reduction mod 2π: its rounding error grows with |θ_T|.
+overflows. The step-by-step backends cumulate θ without reduction mod 2π, so its rounding error grows with |θ_T|; the
+chunked ones take whole turns off at every chunk.
 """
 
 from __future__ import annotations
