@@ -1,3 +1,4 @@
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -204,6 +205,36 @@ def test_blocks_that_use_what_they_made(kind: type[Widening], policy: str) -> No
         assert plain is not None
         assert again is not None
         assert torch.equal(plain, again)
+
+
+def test_a_walk_over_blocks_of_queries_is_kept_as_one_result() -> None:
+    """Neither what it multiplies on the way is kept, nor does it run again."""
+    walks = ("index_topk_blocked", "indexer_loss_blocked", "sparse_attention_forward")
+    lane = micro_lane(
+        model__pattern="A",
+        model__num_layers=1,
+        model__attention__sparse={**SPARSE, "layer_ranks": [0]},
+    )
+    block = micro_model(lane, ops=default_ops(lane)).blocks[0]
+    x = torch.randn(1, 10, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with Calls() as calls:
+        output = recompute.with_policy(run_plainly, "selective")(block, x, NO_CONTEXT)
+        during_forward = calls.count["aten::bmm"]
+        (output.delta.sum() + output.aux_losses["indexer"]).backward()
+    assert [calls.count[f"lanewise::{walk}"] for walk in walks] == [1, 1, 1]
+    assert during_forward == 2  # W_uk into the queries, W_uv out of the values
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls by operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
 
 
 class TwoOfAShape(Widening):

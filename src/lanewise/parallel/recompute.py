@@ -9,6 +9,10 @@ add up to the sub-layer's output, which its backward pass never reads.
 The same operations run on the same numbers, so losses and gradients are the same to the bit where kernels are
 deterministic. Launch counters move in the second computation too, since the op is called there; `Block.observe` is
 called outside, so expert loads count once.
+
+`selective` sees what passes torch's dispatcher and nothing else: a kernel that reads or writes tensors any other way must be
+a custom op, or a product that only it reads is taken for one that nobody needs. It cannot see what autograd saves either: in
+layers that save little by themselves (sparse attention with many index heads, frozen layers) it may keep more than `none`.
 """
 
 from __future__ import annotations
@@ -155,7 +159,9 @@ class _Results:
         """Forget the calls whose results lie in any of these storages."""
         for storage in storages:
             for call in self._calls_at.pop(storage, ()):
-                self._kept.pop(call, None)  # gone already if it has another storage that was dropped
+                self._kept.pop(
+                    call, None
+                )  # gone already if it has another storage that was dropped
 
     def note_use(self, op: Any, arguments: Any, result: Any) -> None:
         """Remember which storages an operation read, and where their values went."""
@@ -240,7 +246,7 @@ class _Reuse(_CountingMode):  # type: ignore[no-untyped-call]
     def __enter__(self) -> _Reuse:
         """Count from the first call again: a backward pass stops computing as soon as it has what it needs."""
         self._seen.clear()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_dispatch__(
