@@ -187,6 +187,7 @@ def test_bad_values_get_one_line_with_the_rule(overrides: list[str], expected: s
             ["model.attention.sparse.layer_ranks=[1, 13]"],
             "names rank 13, but the model has 13 A layers",
         ),
+        (["model.pattern=M"], "names rank 1, but the model has no A layers"),
         (["model.attention.sparse.layer_ranks=[2, 1]"], "must rise without repeats"),
         (["model.attention.sparse.layer_ranks=[]"], "makes no layer sparse"),
         (

@@ -64,10 +64,13 @@ def test_the_loss_is_the_divergence_from_dense_attention() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_the_routing_bias_is_frozen_too() -> None:
+@pytest.mark.parametrize("bias_update", ["sign", "ema"])
+def test_the_routing_bias_is_frozen_too(bias_update: str) -> None:
     lane = sparse_lane(
         stage="dense_warmup", model__pattern="AAAE", layer_ranks=(1, 2), full_ranks=(0,)
     )
+    moe_spec = lane.model.moe.model_copy(update={"bias_update": bias_update})
+    lane = lane.model_copy(update={"model": lane.model.model_copy(update={"moe": moe_spec})})
     model = micro_model(lane)
     tokens, targets = random_batch(lane)
     model(tokens, targets)
@@ -75,6 +78,7 @@ def test_the_routing_bias_is_frozen_too() -> None:
     (moe,) = (module for module in model.modules() if isinstance(module, MixtureOfExperts))
     assert not moe.router.bias.any()
     assert not moe.router.load.any()
+    assert moe.router.load_error is None or not moe.router.load_error.any()
 
 
 def test_the_sparse_stage_takes_over_every_weight() -> None:

@@ -1,10 +1,11 @@
-"""Sees the shape of every tensor that is made, in the forward and in the backward."""
+"""Sees the shape of every tensor that is made, in the forward and in the backward, inside of custom ops too."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,7 +24,12 @@ class ShapeWatch(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        own = OPDEFS.get(func._schema.name)
+        if own is None:
+            result = func(*args, **(kwargs or {}))
+        else:  # torch runs an op's Python out of sight of a mode, so it is called here
+            with self:
+                result = own._init_fn(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self.shapes.add(tuple(leaf.shape))

@@ -1,3 +1,4 @@
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -204,6 +205,58 @@ def test_blocks_that_use_what_they_made(kind: type[Widening], policy: str) -> No
         assert plain is not None
         assert again is not None
         assert torch.equal(plain, again)
+
+
+def test_a_walk_over_blocks_of_queries_is_kept_as_one_result() -> None:
+    """Neither what it multiplies on the way is kept, nor does it run again."""
+    walks = ("index_topk_blocked", "indexer_loss_blocked", "sparse_attention_forward")
+    lane = micro_lane(
+        model__pattern="A",
+        model__num_layers=1,
+        model__attention__sparse={**SPARSE, "layer_ranks": [0]},
+    )
+    block = micro_model(lane, ops=default_ops(lane)).blocks[0]
+    x = torch.randn(1, 10, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with Calls() as calls:
+        output = recompute.with_policy(run_plainly, "selective")(block, x, NO_CONTEXT)
+        during_forward = calls.count["aten::bmm"]
+        (output.delta.sum() + output.aux_losses["indexer"]).backward()
+    assert [calls.count[f"lanewise::{walk}"] for walk in walks] == [1, 1, 1]
+    assert during_forward == 2  # W_uk into the queries, W_uv out of the values
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls by operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class TwoOfAShape(Widening):
+    """Two products that only their order tells apart."""
+
+    def forward(self, x: torch.Tensor, context: Context = NO_CONTEXT) -> BlockOutput:
+        square = self.first @ self.second
+        hidden = torch.sin(torch.sin(x.flatten(0, 1) @ square) @ square.T)
+        return BlockOutput(hidden.view_as(x))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kind", [Widening, TwoOfAShape])
+def test_a_retained_graph_gives_the_same_gradients_again(kind: type[Widening], policy: str) -> None:
+    block = kind()
+    parameters = [block.first, block.second]
+    plain = torch.autograd.grad(block(torch.ones(1, 3, 4)).delta.sum(), parameters)
+    run = recompute.with_policy(run_plainly, policy)  # type: ignore[arg-type]
+    total = run(block, torch.ones(1, 3, 4), NO_CONTEXT).delta.sum()
+    for _ in range(3):
+        again = torch.autograd.grad(total, parameters, retain_graph=True)
+        assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ B batch, Q queries of a block, S keys they may see, K keys kept; the suffix of a
 `torch.topk` may return any of several equal scores, and equal scores are common: a key that no head likes scores exactly
 0. So topk only finds the lowest score that is kept; of the keys at that score the first are taken.
 
-While compiling, the walk over blocks is one opaque `torch.library` op: a tracer would unroll T/32 blocks.
+The walk over blocks is one `torch.library` op: a compiler would unroll T/32 blocks, and recompute would keep results of their
+products.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ def blocked(
     q_index: Tensor, k_index: Tensor, weights: Tensor, top_k: int, document_ids: Tensor | None
 ) -> Tensor:
     """Scores of one block of queries at a time, against the keys up to its end."""
-    walk = walk_op if torch.compiler.is_compiling() else _walk
     detached = (x.detach() for x in (q_index, k_index, weights))
-    key_ids: Tensor = walk(*detached, top_k, document_ids)
+    key_ids: Tensor = walk_op(*detached, top_k, document_ids)
     return key_ids
 
 
@@ -45,7 +45,7 @@ def _walk(
 
 
 walk_op = torch.library.custom_op("lanewise::index_topk_blocked", _walk, mutates_args=())
-"""The walk as one opaque node for compilers."""
+"""The walk as one node for compilers and recompute."""
 
 
 @walk_op.register_fake

@@ -6,8 +6,8 @@ suffix of a name is its shape.
 Both losses are means over queries of KL(p ‖ softmax I), whose gradient in I is (Σp·softmax I − p) / (B·T): it is known as
 soon as the scores are, so one walk takes the loss and all gradients while a block's scores exist, and the backward only
 scales by the upstream gradient. Without gradients the walk takes the loss alone. Neither loss holds scores of more than
-one block; sums over blocks are kept in at least fp32. While compiling, a walk is one opaque `torch.library` op: a tracer
-would unroll T/32 blocks.
+one block; sums over blocks are kept in at least fp32. A walk is one `torch.library` op: a compiler would unroll T/32 blocks,
+and recompute would keep results of their products.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def blocked_selected(
     """KL over the selected keys."""
     inputs = (q_index, k_index, weights)
     needed = _need_gradients(*inputs)
-    walk = selected_op if torch.compiler.is_compiling() else _selected
     detached = (x.detach() for x in inputs)
-    return _attach(inputs, walk(*detached, key_ids, target, needed), needed)
+    return _attach(inputs, selected_op(*detached, key_ids, target, needed), needed)
 
 
 def blocked_visible(
@@ -61,9 +60,8 @@ def blocked_visible(
     """KL over all visible keys; attention's probabilities are taken block by block and given up again."""
     inputs = (q_index, k_index, weights)
     needed = _need_gradients(*inputs)
-    walk = visible_op if torch.compiler.is_compiling() else _visible
     detached = (x.detach() for x in (*inputs, q, keys))
-    return _attach(inputs, walk(*detached, scale, document_ids, needed), needed)
+    return _attach(inputs, visible_op(*detached, scale, document_ids, needed), needed)
 
 
 def _need_gradients(*inputs: Tensor) -> bool:

@@ -3,8 +3,8 @@
 B batch, Q queries of a block, H heads, K selected keys, D key dim, C value dim, S keys; the suffix of a name is its shape.
 
 A block gathers its keys [B, Q, K, D] once for all heads. Nothing of the forward is kept but its inputs: the backward
-gathers and takes the softmax again, which costs a third of the products and saves H·K numbers per query. While compiling,
-the walks over blocks are opaque `torch.library` ops: a tracer would unroll T/32 blocks.
+gathers and takes the softmax again, which costs a third of the products and saves H·K numbers per query. The walks over
+blocks are `torch.library` ops: a compiler would unroll T/32 blocks, and recompute would keep results of their products.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ class _Blocked(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, keys: Tensor, key_ids: Tensor, scale: float, num_value_dims: int
     ) -> tuple[Tensor, Tensor]:
-        walk = forward_op if torch.compiler.is_compiling() else _forward
-        out, mean = walk(q, keys, key_ids, scale, num_value_dims)
+        out, mean = forward_op(q, keys, key_ids, scale, num_value_dims)
         ctx.save_for_backward(q, keys, key_ids)
         ctx.scale, ctx.num_value_dims = scale, num_value_dims
         ctx.mark_non_differentiable(mean)
@@ -51,8 +50,8 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
-        walk = backward_op if torch.compiler.is_compiling() else _backward
-        return (*walk(grad_out, *ctx.saved_tensors, ctx.scale, ctx.num_value_dims), *(None,) * 3)
+        found = backward_op(grad_out, *ctx.saved_tensors, ctx.scale, ctx.num_value_dims)
+        return (*found, *(None,) * 3)
 
 
 def _forward(

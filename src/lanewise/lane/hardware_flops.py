@@ -2,7 +2,8 @@
 
 - **lane numerator** (`lane.flops`, `lanewise-1`): what the model's mathematics asks for; shared by every arm.
 - **hardware**: the numerator in the form that is executed. Changes against it, each an own row:
-  recomputation (`[recompute] full` repeats a sub-layer's forward; `selective` repeats no matrix product); attention in
+  recomputation (`[recompute] full` repeats a sub-layer's forward; `selective` is counted as none, though it
+  multiplies the scores of dense attention again where a backend's own products make them); attention in
   the latent space (sparse layers always, dense layers with `form = "absorbed"`): core width 2·C + D_r per head instead of
   D_n + D_r + D_v, C = kv_lora_rank, projections unchanged since q W_uk and P·c W_uv replace k_nope and v entry by entry;
   the indexer's scores, of which only those of the selected keys are differentiated; MTP switched off; taxes switched on.

@@ -82,10 +82,8 @@ def _sparse_faults(sparse: SparseAttentionSpec, *, num_attention: int) -> Iterat
             yield path, f"= {list(ranks)} must rise without repeats"
         outside = [rank for rank in ranks if rank >= bound]
         if outside:
-            yield (
-                path,
-                f"= {list(ranks)} names rank {outside[0]}, but the model has {bound} {what} (ranks 0 to {bound - 1})",
-            )
+            have = f"{bound} {what} (ranks 0 to {bound - 1})" if bound else f"no {what}"
+            yield path, f"= {list(ranks)} names rank {outside[0]}, but the model has {have}"
     if not sparse.layer_ranks:
         yield (
             ("model", "attention", "sparse", "layer_ranks"),

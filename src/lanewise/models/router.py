@@ -19,7 +19,8 @@ Bias update, once per optimizer step, from the picks per slot n_i since the last
     ema     e_i = (mean n − n_i) / mean n,  m_i ← β m_i + (1 − β) e_i,  b_i ← b_i + rate · clip(m_i, −1, 1),  β = 0.9
 
 `ema` is the clipped moving average of the load error towards the uniform load; the clip keeps its step within that of
-`sign`. Neither is trained by gradients. Routing that is dealt leaves the bias alone: its load is not the router's doing.
+`sign`. Neither is trained by gradients. Routing that is dealt leaves both alone: its load is not the router's doing. So does
+a rate of 0, which the dense warm-up of sparse attention sets.
 
 Legend: S tokens, d hidden, E experts, M null slots, k picks.
 """
@@ -184,7 +185,7 @@ class Router(nn.Module):
         """
         load = self.load.clone()
         self.load.zero_()
-        if self.spec.routing_mode != "forced_balanced":
+        if self.spec.routing_mode != "forced_balanced" and self.spec.bias_update_rate > 0:
             self._move_bias(load.to(self.bias.dtype))
         return load
 

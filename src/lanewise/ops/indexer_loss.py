@@ -8,7 +8,8 @@ Shapes: q_index [B, T, H_I, D_I], k_index [B, T, D_I], weights [B, T, H_I], key_
 it), 0 at −1. KL(p ‖ q) = Σ p log p − p log q with 0 log 0 = 0.
 Dtypes: q_index, k_index and weights alike; everything is computed in at least fp32, which the loss has. Only these three are
 differentiated; what selected the keys and what the target depends on is taken as given.
-Source: DeepSeek-V3.2-Exp: Boosting Long-Context Efficiency with DeepSeek Sparse Attention (2025), eq. 4.
+Source: DeepSeek-V3.2-Exp: Boosting Long-Context Efficiency with DeepSeek Sparse Attention (2025), eq. 4,
+whose sum over queries is a mean here.
 """
 
 from __future__ import annotations

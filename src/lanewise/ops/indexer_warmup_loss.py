@@ -10,7 +10,8 @@ absorbed form, whose scores are those of the expanded keys of every head), docum
 Dtypes: as in `indexer_loss`; q and keys alike, and not differentiated.
 Limits: attention is taken again inside the op, a block of queries at a time; backends hold neither [B, H, T, T] nor
 [B, T, T], forward or backward.
-Source: DeepSeek-V3.2-Exp: Boosting Long-Context Efficiency with DeepSeek Sparse Attention (2025), eq. 3.
+Source: DeepSeek-V3.2-Exp: Boosting Long-Context Efficiency with DeepSeek Sparse Attention (2025), eq. 3,
+whose sum over queries is a mean here.
 """
 
 from __future__ import annotations

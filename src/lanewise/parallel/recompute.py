@@ -9,6 +9,10 @@ add up to the sub-layer's output, which its backward pass never reads.
 The same operations run on the same numbers, so losses and gradients are the same to the bit where kernels are
 deterministic. Launch counters move in the second computation too, since the op is called there; `Block.observe` is
 called outside, so expert loads count once.
+
+`selective` sees what passes torch's dispatcher and nothing else: a kernel that reads or writes tensors any other way must be
+a custom op, or a product that only it reads is taken for one that nobody needs. It cannot see what autograd saves either: in
+layers that save little by themselves (sparse attention with many index heads, frozen layers) it may keep more than `none`.
 """
 
 from __future__ import annotations
@@ -122,11 +126,15 @@ class _Results:
 
     def __init__(self) -> None:
         self._kept: dict[Call, tuple[list[Any], TreeSpec]] = {}
+        self._calls_at: defaultdict[int, set[Call]] = defaultdict(set)
         self._uses: defaultdict[int, set[int]] = defaultdict(set)
 
     def keep(self, call: Call, result: Any) -> None:
         """Hold on to the result of a call."""
-        self._kept[call] = tree_flatten(tree_map_only(Tensor, Tensor.detach, result))
+        leaves, tree = tree_flatten(tree_map_only(Tensor, Tensor.detach, result))
+        self._kept[call] = leaves, tree
+        for storage in _storages(leaves):
+            self._calls_at[storage].add(call)
 
     def take(self, call: Call) -> tuple[bool, Any]:
         """Whether the result of this call is at hand, and the result; it is handed out once."""
@@ -149,11 +157,11 @@ class _Results:
 
     def _drop(self, storages: set[int]) -> None:
         """Forget the calls whose results lie in any of these storages."""
-        self._kept = {
-            call: (leaves, tree)
-            for call, (leaves, tree) in self._kept.items()
-            if not _storages(leaves) & storages
-        }
+        for storage in storages:
+            for call in self._calls_at.pop(storage, ()):
+                self._kept.pop(
+                    call, None
+                )  # gone already if it has another storage that was dropped
 
     def note_use(self, op: Any, arguments: Any, result: Any) -> None:
         """Remember which storages an operation read, and where their values went."""
@@ -233,7 +241,13 @@ class _Keep(_CountingMode):  # type: ignore[no-untyped-call]
 
 
 class _Reuse(_CountingMode):  # type: ignore[no-untyped-call]
-    """Active while the sub-layer is computed again."""
+    """Active while the sub-layer is computed again, for every backward pass through a graph that is retained."""
+
+    def __enter__(self) -> _Reuse:
+        """Count from the first call again: a backward pass stops computing as soon as it has what it needs."""
+        self._seen.clear()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __torch_dispatch__(
         self,
