@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from lanewise.errors import UsageError
 from lanewise.receipts.store import Store
-from lanewise.train.extensions import INDEX_LAYERS_KEY
+from lanewise.train.extensions import INDEX_LAYERS_KEY, INITIAL_WEIGHTS_KEY
 from lanewise.train.run import Run
 from tests.models.micro import sparse_lane
 from tests.train.runs import micro_request
@@ -53,3 +55,37 @@ def test_a_lane_without_sparse_layers_says_nothing_of_an_index(tmp_path: Path) -
     run = Run(micro_request(tmp_path))
     run.step()
     assert INDEX_LAYERS_KEY not in run.finish().receipt.extensions
+
+
+def test_a_dense_warmup_goes_on_as_sparse_training(tmp_path: Path) -> None:
+    lanes = {
+        stage: sparse_lane(stage=stage, model__pattern="AAAE", layer_ranks=(1, 2), full_ranks=(0,))
+        for stage in ("dense_warmup", "sparse")
+    }
+    folder = str(tmp_path / "warmup")
+    warmup = Run(micro_request(tmp_path, lanes["dense_warmup"], checkpoint_dir=folder))
+    for _ in range(2):
+        warmup.step()
+    warmup.save_checkpoint()
+    sparse = Run(micro_request(tmp_path, lanes["sparse"], init_from=folder))
+    for name, value in warmup.model.state_dict().items():
+        assert torch.equal(sparse.model.state_dict()[name], value), name
+    assert sparse.next_step == 0
+    sparse.step()
+    digest = warmup.request.resolved.digest
+    assert sparse.finish().receipt.extensions[INITIAL_WEIGHTS_KEY] == {
+        "lane_digest": digest,
+        "step": 2,
+    }
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    folder = str(tmp_path / "c")
+    other = Run(
+        micro_request(
+            tmp_path, sparse_lane(model__pattern="AE", layer_ranks=(1,)), checkpoint_dir=folder
+        )
+    )
+    other.save_checkpoint()
+    with pytest.raises(UsageError, match="step-00000000 cannot be read: .*Missing key"):
+        Run(micro_request(tmp_path, init_from=folder))

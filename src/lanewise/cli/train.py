@@ -56,6 +56,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
     ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from",
+            metavar="DIR",
+            help="Start with the weights of this checkpoint, of a lane with the same parameters.",
+        ),
+    ] = None,
     record_routing: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +104,7 @@ def train(
         checkpoint_dir=None if checkpoint_dir is None else str(checkpoint_dir),
         checkpoint_interval_steps=checkpoint_every,
         resume=resume,
+        init_from=None if init_from is None else str(init_from),
         record_routing=None if record_routing is None else str(record_routing),
         replay_routing=None if replay_routing is None else str(replay_routing),
     )

@@ -11,6 +11,8 @@ from lanewise.lane.schema import ModelSpec
 from lanewise.train.process import ALLOCATOR_KEY
 from lanewise.train.routing_receipt import IDS_DIGEST_KEY
 
+INITIAL_WEIGHTS_KEY: Final = "io.lanewise.initial_weights"
+"""Lane digest and step of the checkpoint whose weights step 0 started with."""
 INDEX_LAYERS_KEY: Final = "io.lanewise.index_layers"
 """Which A ranks computed a sparse index, reused one, or were promoted to computing it."""
 
@@ -21,6 +23,7 @@ def extensions(
     host_allocator: str,
     losses: Mapping[str, Any],
     routing_ids_digest: str | None,
+    initial_weights: Mapping[str, str | int] | None,
 ) -> dict[str, Any]:
     """The extensions of a run's receipt; a key with nothing to say is left out.
 
@@ -29,6 +32,7 @@ def extensions(
         host_allocator: what malloc was told about freed memory.
         losses: entries of `loss_record.loss_extensions`.
         routing_ids_digest: of the routing that was recorded or followed, or None.
+        initial_weights: of which checkpoint step 0 started, or None.
     """
     found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator, **losses}
     layers = index_layers(model)
@@ -38,4 +42,6 @@ def extensions(
         }
     if routing_ids_digest is not None:
         found[IDS_DIGEST_KEY] = routing_ids_digest
+    if initial_weights is not None:
+        found[INITIAL_WEIGHTS_KEY] = dict(initial_weights)
     return found

@@ -76,6 +76,7 @@ class RunFacts:
         machine: class and instance.
         data: what was read.
         missing: reasons known to the run, by dotted path.
+        initial_weights: lane digest and step of the checkpoint that step 0 started with; None when they were drawn.
         host_allocator: what malloc was told about freed memory.
         routing_ids_digest: digest of the routing recorded or followed; None without either.
         aborted: None when all steps were taken, else why not.
@@ -96,6 +97,7 @@ class RunFacts:
     machine: Machine
     data: DataRecord
     missing: Mapping[str, str]
+    initial_weights: Mapping[str, str | int] | None
     host_allocator: str
     routing_ids_digest: str | None
     aborted: str | None
@@ -145,6 +147,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             host_allocator=facts.host_allocator,
             losses=loss_extensions(facts.auxiliary_losses, facts.recorder.loss_parts()),
             routing_ids_digest=facts.routing_ids_digest,
+            initial_weights=facts.initial_weights,
         ),
     }
 

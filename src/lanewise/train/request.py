@@ -35,6 +35,7 @@ class RunRequest(Spec):
         checkpoint_dir: where checkpoints go; None writes none.
         checkpoint_interval_steps: steps between checkpoints; None only at the end.
         resume: continue from the newest checkpoint in `checkpoint_dir`.
+        init_from: checkpoint whose weights a run starts with at step 0, of a lane with the same parameters.
         record_routing: folder to write the routing of every E layer to; None records nothing.
         replay_routing: folder of a recording to follow; a lane whose routing mode is `replayed` needs one.
         experiment: place in a campaign; None for a plain training run.
@@ -51,6 +52,7 @@ class RunRequest(Spec):
     checkpoint_dir: str | None = None
     checkpoint_interval_steps: int | None = None
     resume: bool = False
+    init_from: str | None = None
     record_routing: str | None = None
     replay_routing: str | None = None
     experiment: Experiment | None = None

@@ -104,6 +104,7 @@ class Run:
         self._recorder = StepRecorder()
         self._expert_loads: list[np.ndarray] = []
         self._auxiliary_losses: dict[str, list[float]] = {}
+        self._origin: saved.Origin | None = None
         self._finished = False
         self._compile_seconds = 0.0
         with self.goodput.span("training_prep"):
@@ -136,6 +137,10 @@ class Run:
             tokenizer=self.corpus.tokenizer,
         )
         self.model.reset_parameters(torch.Generator().manual_seed(lane.seed))
+        if self.request.init_from is not None:
+            with self.goodput.span("checkpoint_restore"):
+                self._origin, notes = saved.start_from(Path(self.request.init_from), self.model)
+            self.messages += notes
         self.model.to(device).train()
         compiled = resolved.runtime_switches.get("regional_compile", False)
         recompute.apply(self.model, lane.recompute, compiled=compiled)
@@ -317,6 +322,7 @@ class Run:
                 machine=collect_machine(resolved.machine_class),
                 data=self.corpus.record,
                 missing=missing,
+                initial_weights=None if self._origin is None else self._origin.model_dump(),
                 host_allocator=self._host_allocator,
                 routing_ids_digest=routing.ids_digest(self._replay, self._record),
                 aborted=aborted,

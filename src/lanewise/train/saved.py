@@ -69,6 +69,18 @@ class SavedModel:
     messages: tuple[str, ...]
 
 
+class Origin(Spec):
+    """Where the weights of a run's first step come from.
+
+    Attributes:
+        lane_digest: of the lane that trained them.
+        step: optimizer steps it had taken.
+    """
+
+    lane_digest: str
+    step: int
+
+
 def files(resolved: ResolvedLane, tokenizer: Tokenizer) -> dict[str, bytes]:
     """What a checkpoint keeps so that `load` can do without the run: name → content."""
     saved = SavedLane(
@@ -120,6 +132,27 @@ def load(folder: Path, *, device: torch.device) -> SavedModel:
         path=path,
         messages=messages,
     )
+
+
+def start_from(folder: Path, model: HybridModel) -> tuple[Origin, tuple[str, ...]]:
+    """Give a model the weights and buffers of a checkpoint, in place; the lanes may differ, the parameters may not.
+
+    This is how a dense warm-up of indexers goes on as sparse training.
+
+    Args:
+        folder: a checkpoint, or a directory of checkpoints, whose newest is taken.
+        model: built for its own lane.
+
+    Returns:
+        Where the weights come from, and what a person should know.
+
+    Raises:
+        UsageError: there is no checkpoint, it cannot be read, or its parameters are not the model's.
+    """
+    path, messages = _find(folder)
+    progress = checkpoint.load_weights(path, model=model)
+    origin = Origin(lane_digest=progress.lane_digest, step=progress.next_step)
+    return origin, (*messages, f"weights of {path.name} ({progress.lane_digest[:19]}…)")
 
 
 def check_switches(path: Path, resolved: ResolvedLane) -> None:
