@@ -130,6 +130,10 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             ["recompute.grouped_query=full"],
             "recompute.grouped_query = full has nothing to compute again: the pattern AEMEAEMEAEMR has no G",
         ),
+        (
+            ["recompute.moe=selective", "features.regional_compile=on"],
+            "recompute.moe = selective cannot be combined with features.regional_compile = 'on'",
+        ),
         (["recompute.mtp=selective"], "the lane has no table [model.mtp]"),
         (["recompute.mamba=some"], "use 'none', 'selective' or 'full'"),
         (["optimizer.betas=[0.9, nan]"], "optimizer.betas.1 = nan is not a finite number"),

@@ -65,7 +65,9 @@ def _pattern_faults(model: ModelSpec) -> Iterator[Fault]:
             "needs [model.attention] or [model.grouped_query], the attention of its block",
         )
     if model.attention and model.attention.sparse:
-        yield from _sparse_faults(model.attention.sparse, num_attention=pattern.layer_letters(model).count("A"))
+        yield from _sparse_faults(
+            model.attention.sparse, num_attention=pattern.layer_letters(model).count("A")
+        )
 
 
 def _missing_tables(model: ModelSpec) -> Iterator[tuple[str, str]]:
@@ -285,7 +287,14 @@ def _recompute_faults(lane: Lane) -> Iterator[Fault]:
     letters = set(pattern.layer_letters(model))
     used = {table for letter, table in pattern.TABLE_OF_LETTER.items() if letter in letters}
     used |= {"mtp"} if model.mtp else set()
+    is_compiled = lane.features.get("regional_compile") == "on"
     for family, policy in lane.recompute:
+        if policy == "selective" and is_compiled:
+            yield (
+                ("recompute", family),
+                "= selective cannot be combined with features.regional_compile = 'on', since the operations of a compiled "
+                "block cannot be told apart; use full or none",
+            )
         if policy != "none" and family not in used:
             yield (
                 ("recompute", family),
