@@ -130,6 +130,10 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             ["recompute.grouped_query=full"],
             "recompute.grouped_query = full has nothing to compute again: the pattern AEMEAEMEAEMR has no G",
         ),
+        (
+            ["recompute.moe=selective", "features.regional_compile=on"],
+            "recompute.moe = selective cannot be combined with features.regional_compile = 'on'",
+        ),
         (["recompute.mtp=selective"], "the lane has no table [model.mtp]"),
         (["recompute.mamba=some"], "use 'none', 'selective' or 'full'"),
         (["optimizer.betas=[0.9, nan]"], "optimizer.betas.1 = nan is not a finite number"),
@@ -171,6 +175,31 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             ["features.metadata_embeddings=on", "model.metadata_embeddings.num_buckets=12"],
             "num_buckets = 12 is less than the 13 character classes",
         ),
+        (["model.num_layers=1000000000"], "num_layers = 1000000000 is wrong: it must be less"),
+        (["model.hidden_size=9007199254740991"], "it must be less than or equal to 2147483647"),
+        (["model.init_std=1e30"], "model.init_std = 1e+30 is wrong: it must be less"),
+        (["model.mamba.a_floor=1e300"], "a_floor = 1e+300 is wrong: it must be less"),
+        (["model.recurrent.state_gradient_clip=1e300"], "it must be less than or equal to 1000000"),
+        (["model.norm_eps=1e-300"], "norm_eps = 1e-300 is wrong: it must be greater"),
+        (["optimizer.eps=1e-300"], "optimizer.eps = 1e-300 is wrong: it must be greater"),
+        (["model.moe.real_slot_ratio=1e-30"], "real_slot_ratio = 1e-30 is wrong: it must be"),
+        (['data.tokenizer=""'], 'data.tokenizer = "" is wrong'),
+        (
+            ["features.mtp=on"],
+            "features.mtp = 'on' cannot be: it needs the table [model.mtp], which the lane does not",
+        ),
+        (
+            ["model.pattern=AE", "features.fused_mamba=on"],
+            "features.fused_mamba = 'on' cannot be: it touches M blocks and the pattern AE has none",
+        ),
+        (
+            ["ops.ssd_scan=chunked.torch"],
+            "ops.ssd_scan = 'chunked.torch' pins an op that no block of this lane runs",
+        ),
+        (
+            ["model.attention.form=absorbed", "ops.mla_ingress=assembled.torch"],
+            "ops.mla_ingress = 'assembled.torch' pins an op that no block of this lane runs",
+        ),
         (["topology.machine=h200"], "topology.machine = 'h200' is a nickname"),
         (["topology.ep=3"], "topology.ep = 3 does not divide"),
     ],
@@ -187,7 +216,7 @@ def test_bad_values_get_one_line_with_the_rule(overrides: list[str], expected: s
             ["model.attention.sparse.layer_ranks=[1, 13]"],
             "names rank 13, but the model has 13 A layers",
         ),
-        (["model.pattern=M"], "names rank 1, but the model has no A layers"),
+        (["model.pattern=EM"], "names rank 1, but the model has no A layers"),
         (["model.attention.sparse.layer_ranks=[2, 1]"], "must rise without repeats"),
         (["model.attention.sparse.layer_ranks=[]"], "makes no layer sparse"),
         (
@@ -234,6 +263,26 @@ def test_bad_values_get_one_line_with_the_rule(overrides: list[str], expected: s
 def test_bad_sparse_and_mtp_settings(overrides: list[str], expected: str) -> None:
     lines = problems_of("nam56r", *overrides)
     assert any(expected in line for line in lines), lines
+
+
+def test_a_number_that_is_not_finite_is_reported_once() -> None:
+    assert problems_of("nam56r-tiny", "model.norm_eps=inf") == [
+        "--set model.norm_eps=inf: model.norm_eps = inf is not a finite number"
+    ]
+
+
+def test_a_pinned_op_may_be_run_by_the_mtp_block_alone() -> None:
+    only_mtp = ["model.pattern=EM", "model.attention.sparse=none"]
+    load_lane("nam56r-tiny-full", [*only_mtp, "ops.attention_core=sdpa.torch"])
+    load_lane("nam56r-tiny-full", [*only_mtp, "ops.mla_ingress=assembled.torch"])
+    lines = problems_of("nam56r-tiny", "model.pattern=EM", "ops.attention_core=sdpa.torch")
+    assert "pins an op that no block of this lane runs" in lines[0]
+
+
+def test_a_feature_of_a_block_without_its_table_gets_one_line_about_the_table() -> None:
+    overrides = ["model.attention=none", "features.fused_mla_ingress=on"]
+    (line,) = problems_of("nam56r-tiny", *overrides)
+    assert "needs the table [model.attention]" in line
 
 
 def test_sizes_that_a_tax_does_not_allow_matter_only_where_it_is_on() -> None:

@@ -249,7 +249,7 @@ def _print_conventions(three: Conventions) -> None:
     )
     for change in three.changes:
         typer.echo(
-            f"  hardware differs by {change.flops_per_token / 1e6:+,.1f} MFLOP: "
+            f"  hardware differs by {_signed(change.flops_per_token)}FLOP: "
             f"{change.component}, {change.reason}"
         )
 
@@ -339,6 +339,10 @@ def _print_differences(differences: Any, name_a: str, name_b: str) -> None:
 
 def _preference(backends: tuple[str, ...]) -> str:
     return " > ".join(backends) or "the op's own order"
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{_si(abs(value))}"
 
 
 def _si(value: float) -> str:

@@ -36,12 +36,13 @@ class ChunkDocuments(NamedTuple):
         padding = document_ids[:, -1:].expand(batch, num_chunks * chunk_size - length)
         ids_BT = torch.cat([document_ids, padding], dim=1)
         ids_CBL = ids_BT.unflatten(1, (num_chunks, chunk_size)).transpose(0, 1)
-        before = torch.zeros_like(ids_CBL, dtype=torch.bool)
-        before[1:] = ids_CBL[1:] == ids_CBL[:-1, :, -1:]
+        last_CB1 = ids_CBL[..., -1:]
+        # Ids are shifted, never the mask: C++ that Inductor writes for a mask of int64 filled in part does not compile.
+        before_CB1 = torch.cat([ids_CBL[:1, :, :1] - 1, last_CB1[:-1]])
         return cls(
             (ids_CBL.unsqueeze(-1) == ids_CBL.unsqueeze(-2)).tril(),
-            before,
-            ids_CBL == ids_CBL[..., -1:],
+            ids_CBL == before_CB1,
+            ids_CBL == last_CB1,
         )
 
     def per_head(self, mask_CBL: Tensor, num_heads: int) -> Tensor:

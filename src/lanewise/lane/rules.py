@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lanewise.lane import machine, pattern, topology
 from lanewise.lane.expert_slots import num_null_slots, num_picks
-from lanewise.lane.features import BY_KEY
+from lanewise.lane.features import BY_KEY, FEATURES
 from lanewise.lane.params import mtp_attention
 from lanewise.lane.resolve import OP_NAMES, state_fault
 from lanewise.lane.schema import (
@@ -54,21 +54,28 @@ def faults(lane: Lane) -> Iterator[Fault]:
 
 
 def _pattern_faults(model: ModelSpec) -> Iterator[Fault]:
-    letters = pattern.layer_letters(model)
-    for letter in sorted(set(letters)):
-        table = pattern.TABLE_OF_LETTER.get(letter)
-        if table and getattr(model, table) is None:
-            yield (
-                ("model", "pattern"),
-                f"= '{model.pattern}' has {letter} ({pattern.LETTERS[letter]}), which needs the table [model.{table}]",
-            )
+    for letter, table in _missing_tables(model):
+        yield (
+            ("model", "pattern"),
+            f"= '{model.pattern}' has {letter} ({pattern.LETTERS[letter]}), which needs the table [model.{table}]",
+        )
     if model.mtp and mtp_attention(model) is None:
         yield (
             ("model", "mtp"),
             "needs [model.attention] or [model.grouped_query], the attention of its block",
         )
     if model.attention and model.attention.sparse:
-        yield from _sparse_faults(model.attention.sparse, num_attention=letters.count("A"))
+        yield from _sparse_faults(
+            model.attention.sparse, num_attention=pattern.layer_letters(model).count("A")
+        )
+
+
+def _missing_tables(model: ModelSpec) -> Iterator[tuple[str, str]]:
+    """Every letter of the pattern without its table, and that table."""
+    for letter in sorted(set(pattern.layer_letters(model))):
+        table = pattern.TABLE_OF_LETTER[letter]
+        if getattr(model, table) is None:
+            yield letter, table
 
 
 def _sparse_faults(sparse: SparseAttentionSpec, *, num_attention: int) -> Iterator[Fault]:
@@ -277,7 +284,14 @@ def _recompute_faults(lane: Lane) -> Iterator[Fault]:
     letters = set(pattern.layer_letters(model))
     used = {table for letter, table in pattern.TABLE_OF_LETTER.items() if letter in letters}
     used |= {"mtp"} if model.mtp else set()
+    is_compiled = lane.features.get("regional_compile") == "on"
     for family, policy in lane.recompute:
+        if policy == "selective" and is_compiled:
+            yield (
+                ("recompute", family),
+                "= selective cannot be combined with features.regional_compile = 'on', since the operations of a compiled "
+                "block cannot be told apart; use full or none",
+            )
         if policy != "none" and family not in used:
             yield (
                 ("recompute", family),
@@ -300,7 +314,8 @@ def _name_faults(lane: Lane) -> Iterator[Fault]:
     reason = None if wanted == "auto" else machine.fault(wanted)
     if reason is not None:
         yield ("topology", "machine"), f"= '{wanted}' {reason}"
-    has_pattern = pattern.fault(lane.model.pattern) is None
+    # What a feature or an op touches can be told only of a model that has every block of its pattern.
+    is_whole = pattern.fault(lane.model.pattern) is None and not any(_missing_tables(lane.model))
     for key, state in lane.features.items():
         feature = BY_KEY.get(key)
         reason = (
@@ -308,11 +323,24 @@ def _name_faults(lane: Lane) -> Iterator[Fault]:
             if feature is None
             else state_fault(feature, state)
         )
-        if reason is None and feature is not None and state != "off" and has_pattern:
-            misfit = feature.misfit(lane.model)
+        if reason is None and feature is not None and state != "off" and is_whole:
+            misfit = feature.why_not(lane.model)
             reason = f"= '{state}' cannot be: {misfit}" if misfit else None
         if reason is not None:
             yield ("features", key), reason
-    for op in lane.ops:
+    for op, backend in lane.ops.items():
         if op not in OP_NAMES:
             yield ("ops", op), f"unknown op. {did_you_mean(op, OP_NAMES)}"
+        elif is_whole and not _may_run(op, lane.model):
+            yield (
+                ("ops", op),
+                f"= '{backend}' pins an op that no block of this lane runs; remove the setting",
+            )
+
+
+def _may_run(op: str, model: ModelSpec) -> bool:
+    """Whether some block runs an op that features switch; the MTP block attends like `A` or `G`."""
+    form = model.attention.form if model.attention else None
+    if model.mtp and (op == "attention_core" or (op == "mla_ingress" and form == "expanded")):
+        return True
+    return any(op in feature.ops_for(model) and feature.applies_to(model) for feature in FEATURES)

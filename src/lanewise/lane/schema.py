@@ -1,17 +1,27 @@
 """The lane: everything that decides what is computed, in frozen pydantic models with unknown keys forbidden.
 
 A lane file is TOML with these tables. Sizes are counts, times are steps, rates are per optimizer step. A setting the
-schema knows but this version does not implement is accepted here, counted by `flops`, and refused by `train`
-(`lane.built`), so that `lane show nam56r` works before every block exists.
+schema knows but this version does not implement (a topology of several processes) is accepted here, counted by `flops`,
+and refused by `train` (`lane.built`), so that `lane show nam56r` works on any machine.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from lanewise.lane.spec import NonNegativeFloat, NonNegativeInt, Ratio, Spec
+from lanewise.lane.spec import (
+    MIN_POSITIVE,
+    Count,
+    Name,
+    NonNegativeCount,
+    NonNegativeInt,
+    NonNegativeNumber,
+    PositiveNumber,
+    Ratio,
+    Spec,
+)
 from lanewise.lane.taxes import (
     DepthRoutingSpec,
     EngramSpec,
@@ -23,20 +33,23 @@ from lanewise.lane.taxes import (
 FeatureState = str
 Activation = Literal["gelu", "swiglu", "relu2"]
 RecomputePolicy = Literal["none", "selective", "full"]
+RopeBase = Annotated[float, Field(ge=1.0, le=1e12)]
+Degree = Annotated[int, Field(gt=0, le=65_536)]
+"""Of a kind of parallelism: how many ranks share the work."""
 
 
 class SparseAttentionSpec(Spec):
     """DeepSeek sparse attention (DSA): lightning indexer, top-k selection, index cache."""
 
-    top_k: PositiveInt
-    index_num_heads: PositiveInt
-    index_head_dim: PositiveInt
-    layer_ranks: tuple[NonNegativeInt, ...]
+    top_k: Count
+    index_num_heads: Count
+    index_head_dim: Count
+    layer_ranks: tuple[NonNegativeCount, ...]
     """Ranks among the A layers (0-based) that are sparse; the others stay dense."""
-    full_ranks: tuple[NonNegativeInt, ...]
+    full_ranks: tuple[NonNegativeCount, ...]
     """Ranks among the sparse layers (0-based) that compute the index; the others reuse the nearest earlier one. A layer
     without an earlier one is promoted to computing its own."""
-    indexer_loss_coefficient: NonNegativeFloat = 1e-3
+    indexer_loss_coefficient: NonNegativeNumber = 1e-3
     """Weight of the KL loss that trains the indexer; 0 leaves the indexer untrained and its backward out."""
     stage: Literal["sparse", "dense_warmup"] = "sparse"
     """`dense_warmup` attends densely and trains the indexers alone, everything else frozen."""
@@ -45,13 +58,13 @@ class SparseAttentionSpec(Spec):
 class AttentionSpec(Spec):
     """`A`: multi-head latent attention with a decoupled RoPE slice."""
 
-    num_heads: PositiveInt
-    q_lora_rank: PositiveInt
-    kv_lora_rank: PositiveInt
-    qk_nope_head_dim: PositiveInt
-    qk_rope_head_dim: PositiveInt
-    v_head_dim: PositiveInt
-    rope_theta: PositiveFloat = 500_000.0
+    num_heads: Count
+    q_lora_rank: Count
+    kv_lora_rank: Count
+    qk_nope_head_dim: Count
+    qk_rope_head_dim: Count
+    v_head_dim: Count
+    rope_theta: RopeBase = 500_000.0
     form: Literal["expanded", "absorbed"] = "expanded"
     """How dense layers compute the core: keys and values per head, or in the latent space; equal up to rounding."""
     sparse: SparseAttentionSpec | None = None
@@ -60,10 +73,10 @@ class AttentionSpec(Spec):
 class GroupedQuerySpec(Spec):
     """`G`: grouped-query attention with RoPE over the whole head."""
 
-    num_heads: PositiveInt
-    num_kv_heads: PositiveInt
-    head_dim: PositiveInt
-    rope_theta: PositiveFloat = 500_000.0
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    rope_theta: RopeBase = 500_000.0
     qk_norm: bool = False
     """RMSNorm over the head dim of q and k before the rotation."""
 
@@ -71,35 +84,35 @@ class GroupedQuerySpec(Spec):
 class MlpSpec(Spec):
     """`D`: dense MLP."""
 
-    mlp_hidden_size: PositiveInt
+    mlp_hidden_size: Count
     activation: Activation = "swiglu"
 
 
 class MoeSpec(Spec):
     """`E`: mixture of experts with a shared expert, no token dropped."""
 
-    num_experts: PositiveInt
-    top_k: PositiveInt
-    expert_hidden_size: PositiveInt
-    shared_expert_hidden_size: NonNegativeInt
+    num_experts: Count
+    top_k: Count
+    expert_hidden_size: Count
+    shared_expert_hidden_size: NonNegativeCount
     activation: Activation = "gelu"
     score_function: Literal["sigmoid", "softmax"] = "sigmoid"
-    num_expert_groups: PositiveInt = 1
-    top_k_groups: PositiveInt = 1
+    num_expert_groups: Count = 1
+    top_k_groups: Count = 1
     """Groups a token may choose from, by the sum of their two best scores; equal to num_expert_groups is no limit."""
-    real_slot_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    real_slot_ratio: Annotated[float, Field(ge=0.01, le=1.0)] = 1.0
     """ρ: below 1, null slots join the choice (⌊E(1−ρ)/ρ⌋ of them, ⌈k/ρ⌉ picks) and picks of them compute nothing."""
     shared_expert_gate: bool = False
     """Multiply the shared expert's output by σ(w·x)."""
     routing_mode: Literal["learned", "forced_balanced", "replayed"] = "learned"
     """`forced_balanced` deals tokens to experts in turn, `replayed` takes recorded choices; gates stay learned."""
-    routed_scaling_factor: PositiveFloat = 1.0
+    routed_scaling_factor: PositiveNumber = 1.0
     bias_update: Literal["sign", "ema"] = "sign"
     """± a fixed step by the sign of the load error (DeepSeek-V3), or a clipped moving average of the error."""
-    bias_update_rate: NonNegativeFloat = 1e-3
-    aux_loss_coefficient: NonNegativeFloat = 1e-4
+    bias_update_rate: NonNegativeNumber = 1e-3
+    aux_loss_coefficient: NonNegativeNumber = 1e-4
     """Weight of the load-balance loss when the tax `extra_aux_losses` is on."""
-    z_loss_coefficient: NonNegativeFloat = 1e-3
+    z_loss_coefficient: NonNegativeNumber = 1e-3
     """Weight of the router z-loss when the tax `extra_aux_losses` is on."""
 
 
@@ -107,34 +120,34 @@ class MambaSpec(Spec):
     """`M`: Mamba-3, exponential-trapezoidal, rotated state, no convolution; or Mamba-2 (SSD)."""
 
     version: Literal["mamba3", "mamba2"] = "mamba3"
-    num_heads: PositiveInt
-    head_dim: PositiveInt
-    state_size: PositiveInt
-    num_groups: PositiveInt
-    mimo_rank: PositiveInt = 1
+    num_heads: Count
+    head_dim: Count
+    state_size: Count
+    num_groups: Count
+    mimo_rank: Count = 1
     """1 is SISO; more is MIMO of that rank."""
     rope_fraction: Ratio = 0.5
     """Share of the state that rotates. Mamba-3 only, like decay_map, output_norm and a_floor: Mamba-2 has none of them."""
-    chunk_size: PositiveInt = 64
+    chunk_size: Count = 64
     decay_map: Literal["reciprocal", "softplus"] = "reciprocal"
     output_norm: bool = False
     """RMSNorm per head before the gate (Mamba-3) instead of the gate alone; Mamba-2 always has its own gated norm."""
-    conv_kernel_size: PositiveInt = 4
+    conv_kernel_size: Count = 4
     """Taps of Mamba-2's convolution; Mamba-3 has none."""
-    dt_min: PositiveFloat = 1e-3
-    dt_max: PositiveFloat = 1e-1
-    dt_floor: PositiveFloat = 1e-4
-    a_floor: PositiveFloat = 1e-4
+    dt_min: PositiveNumber = 1e-3
+    dt_max: PositiveNumber = 1e-1
+    dt_floor: PositiveNumber = 1e-4
+    a_floor: PositiveNumber = 1e-4
 
 
 class RecurrentSpec(Spec):
     """`R`: M2RNN, a matrix-state recurrence with a tanh update and a forget gate."""
 
-    num_heads: PositiveInt
-    key_dim: PositiveInt
-    value_dim: PositiveInt
-    conv_kernel_size: PositiveInt = 4
-    state_gradient_clip: PositiveFloat = 1.0
+    num_heads: Count
+    key_dim: Count
+    value_dim: Count
+    conv_kernel_size: Count = 4
+    state_gradient_clip: PositiveNumber = 1.0
     """The gradient of the state is clipped to ± this value at every step of the backward pass."""
 
 
@@ -144,22 +157,22 @@ class MtpSpec(Spec):
     The head is the model's own. Depth j weighs decay^(j−1) ÷ Σ decay^(i−1), times `loss_weight`.
     """
 
-    depth: PositiveInt
-    mlp_hidden_size: PositiveInt
+    depth: Count
+    mlp_hidden_size: Count
     activation: Activation = "gelu"
     sharing: Literal["per_depth", "shared"] = "per_depth"
     """Own weights for every depth (Megatron, DeepSeek-V3), or one block applied `depth` times (FastMTP)."""
-    loss_weight: NonNegativeFloat = 0.3
+    loss_weight: NonNegativeNumber = 0.3
     loss_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
 
 
 class NgramEmbeddingSpec(Spec):
     """N-gram hash embedding added to the token embedding."""
 
-    orders: tuple[PositiveInt, ...]
-    num_heads: PositiveInt
-    num_rows: PositiveInt
-    head_dim: PositiveInt
+    orders: tuple[Count, ...]
+    num_heads: Annotated[int, Field(gt=0, le=1_024)]
+    num_rows: Count
+    head_dim: Count
 
 
 class ModelSpec(Spec):
@@ -167,11 +180,11 @@ class ModelSpec(Spec):
 
     family: Annotated[str, Field(pattern=r"^[a-z0-9]+$")]
     pattern: str
-    num_layers: PositiveInt
-    hidden_size: PositiveInt
-    vocab_size: PositiveInt
-    norm_eps: PositiveFloat = 1e-6
-    init_std: PositiveFloat = 0.02
+    num_layers: Annotated[int, Field(gt=0, le=10_000)]
+    hidden_size: Count
+    vocab_size: Count
+    norm_eps: PositiveNumber = 1e-6
+    init_std: Annotated[float, Field(ge=MIN_POSITIVE, le=10.0)] = 0.02
     attention: AttentionSpec | None = None
     moe: MoeSpec | None = None
     mamba: MambaSpec | None = None
@@ -190,17 +203,17 @@ class ModelSpec(Spec):
 class BatchSpec(Spec):
     """How many tokens one optimizer step sees on one data-parallel rank."""
 
-    sequence_length: PositiveInt
-    micro_batch_size: PositiveInt
-    gradient_accumulation_steps: PositiveInt = 1
+    sequence_length: Count
+    micro_batch_size: Count
+    gradient_accumulation_steps: Count = 1
 
 
 class DataSpec(Spec):
     """Documents → tokens → packed rows. `source` is `stdlib` or a path; `tokenizer` is `bytes` or a JSON file."""
 
-    source: str = "stdlib"
-    tokenizer: str = "bytes"
-    text_field: str = "text"
+    source: Name = "stdlib"
+    tokenizer: Name = "bytes"
+    text_field: Name = "text"
     """The field or column that holds the text of a JSONL or Parquet document."""
     seed: NonNegativeInt = 0
     isolate_documents: bool = False
@@ -215,17 +228,17 @@ class OptimizerSpec(Spec):
 
     name: Literal["adamw", "muon"] = "adamw"
     muon_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
-    muon_num_iterations: PositiveInt = 5
+    muon_num_iterations: Count = 5
     """Newton-Schulz iterations of every update."""
-    learning_rate: PositiveFloat = 3e-4
-    min_learning_rate: NonNegativeFloat = 3e-5
-    warmup_steps: NonNegativeInt = 0
-    decay_steps: PositiveInt = 10_000
+    learning_rate: PositiveNumber = 3e-4
+    min_learning_rate: NonNegativeNumber = 3e-5
+    warmup_steps: NonNegativeCount = 0
+    decay_steps: Count = 10_000
     """Step at which the cosine reaches `min_learning_rate`; it stays there afterwards."""
     betas: tuple[Ratio, Ratio] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.1
-    grad_clip_norm: NonNegativeFloat = 1.0
+    eps: PositiveNumber = 1e-8
+    weight_decay: NonNegativeNumber = 0.1
+    grad_clip_norm: NonNegativeNumber = 1.0
     """Global gradient norm; 0 turns clipping off."""
 
 
@@ -244,15 +257,15 @@ class TopologySpec(Spec):
 
     machine: str = "auto"
     """Machine class, e.g. `h100-sxm-80gb`; `auto` takes the machine the run finds. Not part of the lane digest."""
-    nodes: PositiveInt = 1
-    dp_replicate: PositiveInt = 1
-    dp_shard: PositiveInt = 1
-    tp: PositiveInt = 1
+    nodes: Degree = 1
+    dp_replicate: Degree = 1
+    dp_shard: Degree = 1
+    tp: Degree = 1
     sp: bool = False
-    cp: PositiveInt = 1
-    pp: PositiveInt = 1
-    ep: PositiveInt = 1
-    etp: PositiveInt = 1
+    cp: Degree = 1
+    pp: Degree = 1
+    ep: Degree = 1
+    etp: Degree = 1
 
 
 class RecomputeSpec(Spec):

@@ -6,9 +6,18 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+MAX_COUNT = 2**31 - 1
+"""Largest size: what 32-bit indices of kernels can address."""
+MIN_POSITIVE, MAX_NUMBER = 1e-30, 1e6
+"""Positive numbers stay numbers in fp32, and so do their squares and products with activations: below, an ε is 0."""
+
+Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+NonNegativeCount = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveNumber = Annotated[float, Field(ge=MIN_POSITIVE, le=MAX_NUMBER)]
+NonNegativeNumber = Annotated[float, Field(ge=0.0, le=MAX_NUMBER)]
+Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Spec(BaseModel):

@@ -6,6 +6,7 @@ dp_shard × cp, and `etp` those of tp.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from lanewise.lane.schema import ModelSpec, TopologySpec
@@ -106,5 +107,6 @@ def _faults_against_model(topology: TopologySpec, model: ModelSpec) -> Iterator[
 
 def divisors_in_words(number: int) -> str:
     """The divisors of a count, e.g. `1, 2, 4, 7, 8, 14, 28 or 56`."""
-    divisors = [str(candidate) for candidate in range(1, number + 1) if number % candidate == 0]
+    small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+    divisors = [str(each) for each in sorted({*small, *(number // each for each in small)})]
     return divisors[0] if len(divisors) == 1 else f"{', '.join(divisors[:-1])} or {divisors[-1]}"

@@ -52,12 +52,13 @@ class Draft:
 def validate(draft: Draft) -> tuple[Lane | None, list[Problem]]:
     """The lane, and every problem of form and of rules; only without problems is the lane as asked."""
     tables = _without_absent(draft.tables, ())
+    unusable = dict(_unusable_numbers(tables, ()))
     problems = [
         Problem(where=draft.where(path), path=dotted(path), message=message)
-        for path, message in _unusable_numbers(tables, ())
+        for path, message in unusable.items()
     ]
     lane, errors = _parse(tables)
-    problems.extend(_problem(error, draft) for error in errors)
+    problems.extend(_problem(error, draft) for error in errors if error["loc"] not in unusable)
     if lane is None:
         # Rules are checked beside what is wrong in form, so that one run shows everything.
         lane, _ = _parse(_restored(tables, [error["loc"] for error in errors], draft.base))
