@@ -129,14 +129,14 @@ def test_a_head_that_forgets_slowly_still_writes_in_bf16() -> None:
 def test_the_lane_s_clip_reaches_the_gradients() -> None:
     """A small clip changes what passes through the state, and what does not pass through it stays."""
     gradients = {}
-    for clip in (1e9, 1e-3):
+    for clip in (1e6, 1e-3):
         block = block_of(model__recurrent__state_gradient_clip=clip)
         block(inputs()).delta.square().sum().backward()
         gradients[clip] = {name: p.grad for name, p in block.named_parameters()}
     for name in ("state_weight", "a_log", "dt_bias", "in_proj.weight"):
-        assert (gradients[1e9][name] - gradients[1e-3][name]).abs().max() > 1e-3, name
+        assert (gradients[1e6][name] - gradients[1e-3][name]).abs().max() > 1e-3, name
     for name in ("skip", "norm.weight", "out.weight"):
-        assert torch.equal(gradients[1e9][name], gradients[1e-3][name]), name
+        assert torch.equal(gradients[1e6][name], gradients[1e-3][name]), name
 
 
 def test_compiles_whole_with_documents() -> None:

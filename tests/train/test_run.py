@@ -273,7 +273,7 @@ def test_a_run_stopped_before_its_first_step_still_leaves_a_receipt(tmp_path: Pa
 
 
 def test_a_diverged_run_stops_and_is_invalid(tmp_path: Path) -> None:
-    lane = micro_lane(optimizer__learning_rate=1e30, optimizer__grad_clip_norm=0.0)
+    lane = micro_lane(optimizer__learning_rate=1e6, optimizer__grad_clip_norm=0.0)
     result = train(tmp_path, lane=lane, steps=40, checkpoint_dir=str(tmp_path / "c"))
     receipt = stored(tmp_path)
     assert result.diverged is not None

@@ -87,5 +87,5 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         )
     )
     other.save_checkpoint()
-    with pytest.raises(UsageError, match="step-00000000 cannot be read: .*Missing key"):
+    with pytest.raises(UsageError, match=r"step-00000000 cannot be read: .*Missing key"):
         Run(micro_request(tmp_path, init_from=folder))
