@@ -265,7 +265,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"steps      {steps['first']} to {steps['next']}, {summary['status']}",
         f"loss       {shown(summary['loss_first'], '.4f')} to {shown(summary['loss_last'], '.4f')} nats; "
         f"unigram entropy of the corpus {entropy}",
-        f"speed      {shown(summary['tokens_per_second'], ',.0f')} tokens/s in steady steps",
+        f"speed      {_speed(summary['tokens_per_second'])}",
         f"goodput    {shown(summary['goodput_ratio'], '.1%')}",
     ]
     for name, values in summary["auxiliary_losses"].items():
@@ -276,3 +276,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
     lines.append(f"receipt    {summary['receipt_path']} ({summary['validity']})")
     lines += [f"           {reason}" for reason in summary["reasons"]]
     console().print("\n".join(lines), markup=False)
+
+
+def _speed(tokens_per_second: float | None) -> str:
+    if tokens_per_second is None:
+        return "not measured: no steady steps"
+    return f"{tokens_per_second:,.0f} tokens/s in steady steps"
