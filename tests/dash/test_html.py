@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lanewise.dash.decision_view import decision_view
 from lanewise.dash.evidence import Evidence, gather
 from lanewise.dash.html import render_report, write_report
+from lanewise.dash.rows import rows
 from lanewise.dash.summary import receipt_ids
 from lanewise.errors import ReceiptError, StoreError
 from lanewise.receipts.decision import Verdict
@@ -123,6 +125,16 @@ def test_the_page_says_what_a_person_asks(example: Example) -> None:
     ):
         assert part in text, part
     assert len(re.findall(r"<li>", example.html.split('id="method"')[1].split("</ol>")[0])) == 5
+
+
+def test_a_row_says_how_many_of_its_blocks_count(example: Example) -> None:
+    decision = next(d for d in example.evidence.decisions if len(d.blocks) > 1)
+    first, *others = decision.blocks
+    bad = first.model_copy(update={"valid": False, "reasons": ("no steady state",)})
+    changed = decision.model_copy(update={"blocks": (bad, *others)})
+    (row,) = rows([changed])
+    size = decision_view(changed, row, example.evidence).size
+    assert size.startswith(f"{len(others)} of {len(decision.blocks)} blocks count, ")
 
 
 def test_a_complete_campaign_has_no_warning(example: Example) -> None:

@@ -30,6 +30,10 @@ class ReceiptView:
     step: str
 
 
+VALID = "valid"
+"""Outcome of a block that counts."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockView:
     """One block as the report shows it."""
@@ -60,12 +64,14 @@ class DecisionView:
 
     @property
     def size(self) -> str:
-        """How much stands behind the row: `3 blocks, 6 receipts`."""
+        """How much stands behind the row: `3 blocks, 6 receipts` or `3 of 4 blocks count, 8 receipts`."""
         if not self.receipts:
             return "no receipts"
-        return (
-            f"{fmt.plural(len(self.blocks), 'block')}, {fmt.plural(len(self.receipts), 'receipt')}"
-        )
+        num_valid = sum(block.outcome == VALID for block in self.blocks)
+        blocks = fmt.plural(len(self.blocks), "block")
+        if num_valid < len(self.blocks):
+            blocks = f"{num_valid} of {blocks} count"
+        return f"{blocks}, {fmt.plural(len(self.receipts), 'receipt')}"
 
     def sort_key(self, column: Column) -> str:
         """What a column sorts by: a number where there is one, else the text."""
@@ -171,7 +177,7 @@ def _block_view(block: BlockRecord) -> BlockView:
     return BlockView(
         number=block.block,
         design=block.design,
-        outcome="valid" if block.valid else f"INVALID: {'; '.join(block.reasons) or 'no reason'}",
+        outcome=VALID if block.valid else f"INVALID: {'; '.join(block.reasons) or 'no reason'}",
         contrast=fmt.MISSING if contrast is None else fmt.signed_percent(math.expm1(contrast), 2),
         control=fmt.seconds(block.control_seconds),
         treated=fmt.seconds(block.treated_seconds),

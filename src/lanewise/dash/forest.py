@@ -18,6 +18,8 @@ TOP, AXIS_HEIGHT = 30.0, 44.0
 NAME_CHARACTERS = 26
 TICK_ROOM = 42.0
 """Least distance between two tick labels."""
+BUDGET_LABEL_WIDTH = 90.0
+"""Room that `budget +100 %` needs beside its tick."""
 SPREAD = 15.0
 """The axis is stretched near zero once the largest effect exceeds this many margins."""
 
@@ -108,7 +110,11 @@ def _row(canvas: Canvas, scale: Scale, y: float, decision: Decision, estimate: E
         x = scale(math.log(decision.tax_budget_ratio))
         canvas.line(x, y - ROW_HEIGHT / 2 + 1, x, y + ROW_HEIGHT / 2 - 1, "budget")
         budget = fmt.signed_percent(decision.tax_budget_ratio - 1, 0)
-        canvas.text(x + 4, y - 8, f"budget {budget}", "note small")
+        # Near the right edge the words stand before the tick, or they would run into the values.
+        if x + BUDGET_LABEL_WIDTH < VALUES_LEFT:
+            canvas.text(x + 4, y - 8, f"budget {budget}", "note small")
+        else:
+            canvas.text(x - 4, y - 8, f"budget {budget}", "note small", anchor="end")
     tone = verdict_tone(decision)
     interval = interval_of(decision)
     if interval is not None:
