@@ -85,6 +85,14 @@ def test_a_missing_key_is_placed_at_its_table(tmp_path: Path) -> None:
             "chunk_size = 16 × mimo_rank = 8 exceeds 64 rows; use at most 8",
         ),
         (
+            ["model.mamba.version=mamba2", "model.mamba.output_norm=true"],
+            "output_norm = true is of Mamba-3 only",
+        ),
+        (
+            ["model.mamba.version=mamba2", "model.mamba.decay_map=softplus"],
+            "decay_map = 'softplus' is of Mamba-3 only; leave it out",
+        ),
+        (
             ["model.mamba.version=mamba2", "model.mamba.mimo_rank=2"],
             "mimo_rank = 2 is of Mamba-3 only; use 1 beside version = 'mamba2'",
         ),

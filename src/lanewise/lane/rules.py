@@ -133,6 +133,25 @@ def _grouped_query_faults(grouped: GroupedQuerySpec) -> Iterator[Fault]:
         )
 
 
+def _of_mamba3_only(mamba: MambaSpec) -> Iterator[Fault]:
+    path = ("model", "mamba")
+    if mamba.mimo_rank != 1:
+        yield (
+            (*path, "mimo_rank"),
+            f"= {mamba.mimo_rank} is of Mamba-3 only; use 1 beside version = 'mamba2'",
+        )
+    if mamba.output_norm:
+        yield (
+            (*path, "output_norm"),
+            "= true is of Mamba-3 only; use false beside version = 'mamba2', which always norms its gated output",
+        )
+    if mamba.decay_map != MambaSpec.model_fields["decay_map"].default:
+        yield (
+            (*path, "decay_map"),
+            f"= '{mamba.decay_map}' is of Mamba-3 only; leave it out beside version = 'mamba2'",
+        )
+
+
 def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
     path = ("model", "mamba")
     if mamba.num_heads % mamba.num_groups:
@@ -141,11 +160,8 @@ def _mamba_faults(mamba: MambaSpec, sequence_length: int) -> Iterator[Fault]:
             f"= {mamba.num_groups} does not divide num_heads = {mamba.num_heads}; "
             f"use {divisors_in_words(mamba.num_heads)}",
         )
-    if mamba.version == "mamba2" and mamba.mimo_rank != 1:
-        yield (
-            (*path, "mimo_rank"),
-            f"= {mamba.mimo_rank} is of Mamba-3 only; use 1 beside version = 'mamba2'",
-        )
+    if mamba.version == "mamba2":
+        yield from _of_mamba3_only(mamba)
     if mamba.version == "mamba3" and mamba.state_size % 2:
         yield (
             (*path, "state_size"),
