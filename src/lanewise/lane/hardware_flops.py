@@ -12,6 +12,9 @@
   stays its own affair.
 - **6·N**: 6 × active parameters, the rule of thumb that public numbers often mean.
 
+Recomputation counts a whole forward; torch stops it after the last tensor it needs, so the product of a sub-layer's output
+map (half of an MLP without a gate) is counted and not run.
+
 Legend: S sequence length, H heads, H_I and D_I indexer heads and head dim.
 """
 
