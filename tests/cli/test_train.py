@@ -37,7 +37,7 @@ def test_a_run_ends_with_loss_entropy_speed_and_receipt(
     assert run([*micro, "--steps", "4"]) == 0
     (receipt,) = Store(str(tmp_path / "store")).iter_receipts()
     printed = capsys.readouterr()
-    for word in ("loss", "unigram entropy", "tokens/s", "goodput", receipt.receipt_id[7:19]):
+    for word in ("loss", "unigram entropy", "speed  ", "goodput", receipt.receipt_id[7:19]):
         assert word in printed.out
     assert "step 4/4" in printed.err
 
