@@ -55,7 +55,7 @@ PRODUCER: dict[str, Any] = {"name": "lanewise", "version": "0.1.0"}
 _BADPUT = {**dict.fromkeys(BADPUT_CATEGORIES, 0.0), "training_prep": 1.5, "data_wait": 0.25}
 
 RECEIPT_BODY: dict[str, Any] = {
-    "schema_version": "1.1.0",
+    "schema_version": "1.2.0",
     "kind": "run",
     "created_at": CREATED_AT,
     "producer": PRODUCER,

@@ -12,9 +12,9 @@ from tests.receipts.factory import make_campaign, make_decision, make_receipt, m
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 EXAMPLES = {
-    "receipt-1.1.json": make_receipt(),
-    "decision-1.1.json": make_decision(),
-    "campaign-1.1.json": make_campaign(),
+    "receipt-1.2.json": make_receipt(),
+    "decision-1.2.json": make_decision(),
+    "campaign-1.2.json": make_campaign(),
     "steps-1.1.json": make_steps(),
 }
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lanewise.receipts.schema import Digest, LaneIdentity, Machine, Producer, Record
 
-DECISION_SCHEMA_VERSION = "1.1.0"
+DECISION_SCHEMA_VERSION = "1.2.0"
 
 
 class Verdict(enum.StrEnum):
@@ -47,6 +47,35 @@ class Estimate(Record):
     mde_log: float | None
     """Smallest effect this many blocks detect with 80 % power at this SD."""
     sign_flip_p: float | None
+    median_unbiased_log: float | None = None
+    """Effect of which the outcome is the median; differs from the mean where earlier looks could have stopped."""
+    p_value: float | None = None
+    """Two-sided, of no effect (of the budget for a tax), earlier looks accounted for."""
+
+
+class Boundary(Record):
+    """A group-sequential test, written down before the first block (`measure.boundary`)."""
+
+    looks: tuple[int, ...]
+    """Blocks that count at each look; the last is the whole plan."""
+    alpha: float
+    """Two-sided chance of a false difference over all looks together."""
+    nominal_alpha: float
+    """Two-sided level of every single look."""
+
+
+LookOutcome = Literal["go_on", "difference", "equivalent", "futile", "last"]
+
+
+class LookRecord(Record):
+    """One look at a feature's blocks, and why the campaign went on or stopped."""
+
+    num_blocks: int
+    """Blocks that count so far."""
+    log_ratio: float
+    nominal_p: float
+    """Two-sided p of the plain t test at this look, compared with the boundary's level."""
+    outcome: LookOutcome
 
 
 class MetricDelta(Record):
@@ -139,6 +168,14 @@ class Decision(Record):
     margin: Margin
     tax_budget_ratio: float | None
     blocks: tuple[BlockRecord, ...]
+    mode: Literal["confirm", "screen"] = "confirm"
+    """A screen ranks candidates and can never graduate anything."""
+    boundary: Boundary | None = None
+    """The test as planned; null in documents before 1.2, which knew one look at 5 %."""
+    looks: tuple[LookRecord, ...] = ()
+    adjusted_p: float | None = None
+    """`estimate.p_value` corrected for the other features of the campaign."""
+    adjustment: Literal["holm", "benjamini_hochberg"] | None = None
 
 
 class PlannedFeature(Record):
@@ -150,6 +187,9 @@ class PlannedFeature(Record):
     """Processes started."""
     estimated_seconds: float
     skipped_reason: str | None = None
+    boundary: Boundary | None = None
+    detectable_log: float | None = None
+    """Smallest effect that these looks call a difference with 80 % power at the planned noise and margin."""
 
 
 class CampaignRecord(Record):
@@ -179,3 +219,4 @@ class CampaignRecord(Record):
     stack_ratio: float | None = None
     """Step time of the full stack ÷ bare lane, from its own blocks; null when not measured."""
     notes: tuple[str, ...] = Field(default_factory=tuple)
+    mode: Literal["confirm", "screen"] = "confirm"

@@ -18,9 +18,9 @@ from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SCHEMAS: Mapping[str, type[Record]] = {
-    "receipt-1.1.json": RunReceipt,
-    "decision-1.1.json": Decision,
-    "campaign-1.1.json": CampaignRecord,
+    "receipt-1.2.json": RunReceipt,
+    "decision-1.2.json": Decision,
+    "campaign-1.2.json": CampaignRecord,
     "steps-1.1.json": StepSeries,
 }
 FROZEN: tuple[str, ...] = (
@@ -28,6 +28,9 @@ FROZEN: tuple[str, ...] = (
     "decision-1.0.json",
     "campaign-1.0.json",
     "steps-1.0.json",
+    "receipt-1.1.json",
+    "decision-1.1.json",
+    "campaign-1.1.json",
 )
 """Schemas of released versions that no model generates any more; receipts of these versions are still read."""
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "schemas"

@@ -1,4 +1,4 @@
-"""Receipt schema 1.1: the immutable record of one run.
+"""Receipt schema 1.2: the immutable record of one run.
 
 Units are in the names. A value that was not measured is null and `missing` holds the reason under its dotted path
 (`memory.peak_reserved_bytes`). Validity (may this count as evidence) and merit (was it fast) are separate.
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-SCHEMA_VERSION = "1.1.0"
+SCHEMA_VERSION = "1.2.0"
 STEPS_SCHEMA_VERSION = "1.1.0"
 """1.1 brought `loss_parts`."""
 FIELDS_SINCE: Mapping[str, str] = MappingProxyType(

@@ -1,0 +1,303 @@
+"""Group-sequential tests over blocks: looks planned before anything runs, and what may be said when one stops. Pure.
+
+A campaign looks at a feature's contrasts after K₁ < K₂ < … blocks and stops early when the answer is clear. Testing at
+5 % at every look would call an A/A different far more often than 5 % (17 % for a look after every block). Every look
+therefore tests at the same smaller level α′, chosen so that all looks together err with probability α (Pocock 1977, with
+Student's t in place of the normal; Jennison and Turnbull, "Group Sequential Methods", 1999, §4.3).
+
+After an early stop the usual t interval no longer covers 95 %. The interval given here orders outcomes by stage: a stop at an
+earlier look through the upper boundary is more extreme than any later result, within a look the studentised mean decides
+(Tsiatis, Rosner and Mehta 1984). Tail probabilities come from a fixed set of simulated campaigns, so they hold for few
+blocks, where the normal theory does not; the unknown SD is replaced by the observed one in the earlier looks. With one look
+everything reduces to the t test.
+
+Effects, margins and SDs are on the log scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean, stdev
+from typing import Final
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import ndtr, stdtr, stdtrit
+
+from lanewise.receipts.decision import Boundary
+
+MIN_LOOK_BLOCKS: Final = 4
+"""Before this many blocks an SD says so little that a look would only cost power."""
+
+NUM_DRAWS: Final = 2**17
+"""Simulated campaigns behind every probability: the standard error of 5 % is 0.06 %."""
+
+FUTILE_POWER: Final = 0.1
+"""A look gives up when the chance of a verdict at the last one, if the estimate is the truth, is below this."""
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+def plan_looks(num_blocks: int) -> tuple[int, ...]:
+    """Block counts at which a plan of `num_blocks` looks: after each third of it, none before `MIN_LOOK_BLOCKS`."""
+    first, second = max(MIN_LOOK_BLOCKS, round(num_blocks / 3)), round(2 * num_blocks / 3)
+    early = (first, second) if second >= first + 2 else (first,)
+    return (*(look for look in early if look <= num_blocks - 2), num_blocks)
+
+
+def plan_boundary(num_blocks: int, *, alpha: float = 0.05) -> Boundary:
+    """Looks and the level of each, to be written down before the first block.
+
+    Raises:
+        ValueError: fewer than two blocks.
+    """
+    if num_blocks < 2:
+        raise ValueError(f"{num_blocks} blocks have no spread; at least 2 are needed")
+    looks = plan_looks(num_blocks)
+    return Boundary(looks=looks, alpha=alpha, nominal_alpha=_nominal_alpha(looks, alpha))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequentialResult:
+    """What a sequence of looks says when it ends.
+
+    Attributes:
+        low: lower end of the two-sided 1 − α interval of the effect, by stage-wise ordering.
+        high: its upper end.
+        median_unbiased: effect of which the outcome is the median; the mean of the blocks is drawn away from the null by
+            early stops.
+        p_value: two-sided, of the null.
+        crossed: whether the last look lies beyond its boundary.
+    """
+
+    low: float
+    high: float
+    median_unbiased: float
+    p_value: float
+    crossed: bool
+
+
+def conclude(
+    contrasts: Sequence[float],
+    boundary: Boundary,
+    *,
+    margin_log: float = 0.0,
+    null_log: float = 0.0,
+) -> SequentialResult:
+    """Interval and p of the contrasts there are, given the looks that came before the last of them.
+
+    Args:
+        contrasts: one per block that counts, in order; at least two.
+        boundary: as planned. Looks at fewer blocks than there are count as passed without a stop.
+        margin_log: an earlier look stopped only where the mean was also this far from the null.
+        null_log: the effect tested, 0, or the logarithm of a tax budget.
+
+    Raises:
+        ValueError: fewer than two contrasts.
+    """
+    num_blocks = len(contrasts)
+    if num_blocks < 2:
+        raise ValueError(f"{num_blocks} blocks have no spread; at least 2 are needed")
+    mean, sd = fmean(contrasts) - null_log, stdev(contrasts)
+    root = math.sqrt(num_blocks)
+    if sd == 0:
+        p_value = 1.0 if mean == 0 else 0.0
+        return SequentialResult(
+            low=mean + null_log,
+            high=mean + null_log,
+            median_unbiased=mean + null_log,
+            p_value=p_value,
+            crossed=p_value <= boundary.nominal_alpha,
+        )
+    t = mean / (sd / root)
+    earlier = tuple(look for look in boundary.looks if look < num_blocks)
+    upper, lower = (
+        _Tail(mean * sign, sd, num_blocks, earlier, boundary, margin_log) for sign in (1, -1)
+    )
+    alpha = boundary.alpha
+    p_value = min(1.0, 2 * min(upper.probability(0.0), lower.probability(0.0)))
+    return SequentialResult(
+        low=null_log + upper.effect_at(alpha / 2),
+        high=null_log - lower.effect_at(alpha / 2),
+        median_unbiased=null_log + upper.effect_at(0.5),
+        p_value=p_value,
+        crossed=abs(t) >= critical_t(num_blocks, level=boundary.nominal_alpha),
+    )
+
+
+def critical_t(num_blocks: int, *, level: float) -> float:
+    """|t| beyond which a look at this many blocks is significant at a two-sided level."""
+    return float(stdtrit(num_blocks - 1, 1 - level / 2))
+
+
+def is_futile(
+    contrasts: Sequence[float], boundary: Boundary, *, margin_log: float, null_log: float = 0.0
+) -> bool:
+    """Whether the blocks still planned would most likely say nothing: neither a difference nor that there is none.
+
+    A difference is unlikely when the chance to cross at the last look, were the present mean and SD the truth, is below
+    `FUTILE_POWER`. That there is none cannot be shown when the projected half width of the last look exceeds the margin.
+    A futility stop is non-binding: it only gives up chances to err, so the levels of the looks need no change.
+    """
+    num_blocks, last = len(contrasts), boundary.looks[-1]
+    if num_blocks < 2 or num_blocks >= last:
+        return False
+    mean, sd = fmean(contrasts) - null_log, stdev(contrasts)
+    if sd == 0:
+        return False
+    half_width = critical_t(last, level=2 * boundary.nominal_alpha) * sd / math.sqrt(last)
+    needed = max(critical_t(last, level=boundary.nominal_alpha) * sd / math.sqrt(last), margin_log)
+    # The last mean, given the blocks there are: θ̂ if θ̂ is true, spread by the blocks to come.
+    spread = sd * math.sqrt(last - num_blocks) / last
+    chance = float(ndtr((abs(mean) - needed) / spread))
+    return chance < FUTILE_POWER and half_width > margin_log
+
+
+def power(effect: float, block_sd: float, boundary: Boundary, *, margin_log: float = 0.0) -> float:
+    """Chance that some look calls this effect a difference in its own direction.
+
+    Args:
+        effect: true effect on log step time.
+        block_sd: SD of a block's contrast.
+        boundary: the looks.
+        margin_log: smallest mean that gets a verdict.
+    """
+    effect = abs(effect)
+    means, sds = _draws(boundary.looks)
+    found = np.zeros(NUM_DRAWS, dtype=bool)
+    for index, look in enumerate(boundary.looks):
+        estimate = effect + block_sd * means[index]
+        t = estimate / (block_sd * sds[index] / math.sqrt(look))
+        found |= (t >= critical_t(look, level=boundary.nominal_alpha)) & (estimate >= margin_log)
+    return float(found.mean())
+
+
+def smallest_effect(
+    block_sd: float, boundary: Boundary, *, margin_log: float = 0.0, power_wanted: float = 0.8
+) -> float:
+    """The effect these looks find with the power wanted: the plan's MDE, margin and looks included."""
+    if block_sd == 0:
+        return margin_log
+    upper = margin_log + 60 * block_sd
+    return float(
+        brentq(
+            lambda effect: power(effect, block_sd, boundary, margin_log=margin_log) - power_wanted,
+            0.0,
+            upper,
+            xtol=1e-3 * block_sd,
+        )
+    )
+
+
+def fewest_blocks(
+    block_sd: float,
+    effect: float,
+    *,
+    margin_log: float = 0.0,
+    alpha: float = 0.05,
+    power_wanted: float = 0.8,
+    most: int = 96,
+) -> int | None:
+    """Fewest planned blocks that find `effect` with the power wanted, or None when `most` do not.
+
+    An effect at or below the margin has no such number: half of all estimates fall below it.
+    """
+
+    def enough(num_blocks: int) -> bool:
+        boundary = plan_boundary(num_blocks, alpha=alpha)
+        return power(effect, block_sd, boundary, margin_log=margin_log) >= power_wanted
+
+    if abs(effect) <= margin_log or not enough(most):
+        return None
+    too_few, found = 1, most
+    while found - too_few > 1:
+        middle = (too_few + found) // 2
+        too_few, found = (too_few, middle) if enough(middle) else (middle, found)
+    return found
+
+
+class _Tail:
+    """How likely an outcome at least as far up is, as a function of the true effect, by stage-wise ordering."""
+
+    def __init__(
+        self,
+        mean: float,
+        sd: float,
+        num_blocks: int,
+        earlier: tuple[int, ...],
+        boundary: Boundary,
+        margin_log: float,
+    ) -> None:
+        self._mean, self._sd, self._num_blocks = mean, sd, num_blocks
+        self._earlier, self._level, self._margin = earlier, boundary.nominal_alpha, margin_log
+
+    def probability(self, effect: float) -> float:
+        """P(an earlier stop above, or arriving here with a studentised mean as large), were `effect` true."""
+        root = math.sqrt(self._num_blocks)
+        pivot = (self._mean - effect) / (self._sd / root)
+        if not self._earlier:
+            return float(stdtr(self._num_blocks - 1, -pivot))
+        means, sds = _draws((*self._earlier, self._num_blocks))
+        above = np.zeros(NUM_DRAWS, dtype=bool)
+        alive = np.ones(NUM_DRAWS, dtype=bool)
+        for index, look in enumerate(self._earlier):
+            estimate = effect + self._sd * means[index]
+            t = estimate / (self._sd * sds[index] / math.sqrt(look))
+            stops = (np.abs(t) >= critical_t(look, level=self._level)) & (
+                np.abs(estimate) >= self._margin
+            )
+            above |= alive & stops & (t > 0)
+            alive &= ~stops
+        here = means[-1] / (sds[-1] / root) >= pivot
+        return float((above | (alive & here)).mean())
+
+    def effect_at(self, probability: float) -> float:
+        """The effect under which the outcome has this tail probability."""
+        return _root(lambda effect: self.probability(effect) - probability, self._mean, self._sd)
+
+
+def _root(function: Callable[[float], float], centre: float, sd: float) -> float:
+    """Zero of a rising function, searched outwards from the estimate."""
+    reach = sd
+    while function(centre - reach) > 0 or function(centre + reach) < 0:
+        reach *= 2
+        if reach > 1e6 * sd:
+            raise ArithmeticError(
+                "the interval of a sequential test has no end; this is a defect of lanewise"
+            )
+    return float(brentq(function, centre - reach, centre + reach, xtol=1e-4 * sd))
+
+
+@lru_cache(maxsize=64)
+def _nominal_alpha(looks: tuple[int, ...], alpha: float) -> float:
+    if len(looks) == 1:
+        return alpha
+    means, sds = _draws(looks)
+    smallest = np.ones(NUM_DRAWS)
+    for index, look in enumerate(looks):
+        t = np.abs(means[index]) / (sds[index] / math.sqrt(look))
+        np.minimum(smallest, 2 * stdtr(look - 1, -t), out=smallest)
+    return float(np.quantile(smallest, alpha))
+
+
+@lru_cache(maxsize=8)
+def _draws(looks: tuple[int, ...]) -> tuple[Floats, Floats]:
+    """Mean and SD after each look of `NUM_DRAWS` simulated series of standard normal contrasts."""
+    generator = np.random.Generator(np.random.PCG64(20261123))
+    means, sds = np.empty((len(looks), NUM_DRAWS)), np.empty((len(looks), NUM_DRAWS))
+    total, squares = np.zeros(NUM_DRAWS), np.zeros(NUM_DRAWS)
+    done = 0
+    for index, look in enumerate(looks):
+        for _ in range(look - done):
+            # Half of the draws mirror the other half, so both tails are alike to the last digit.
+            half = generator.standard_normal(NUM_DRAWS // 2)
+            values = np.concatenate((half, -half))
+            total += values
+            squares += values * values
+        done = look
+        means[index] = total / look
+        sds[index] = np.sqrt((squares - total * total / look) / (look - 1))
+    return means, sds
