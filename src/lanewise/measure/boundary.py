@@ -259,7 +259,8 @@ def _turning_effects(
         np.minimum(turning, np.maximum(alive_from, up), out=turning)
         np.maximum(alive_from, down, out=alive_from)
     here = mean - scale * means[-1]
-    return np.minimum(turning, np.maximum(alive_from, here), out=turning)
+    np.minimum(turning, np.maximum(alive_from, here), out=turning)
+    return turning
 
 
 @lru_cache(maxsize=64)
