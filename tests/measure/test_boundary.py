@@ -169,6 +169,14 @@ def test_laws_of_the_interval(values: list[int], margin: int):
     assert shifted.p_value == pytest.approx(found.p_value)
 
 
+def test_looks_that_could_not_have_stopped_leave_the_t_interval():
+    (values,) = normal_rows(1, 12, seed=13, effect=0.3)
+    found = b.conclude(values, b.plan_boundary(12), margin_log=1e6)
+    interval = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.008)
+    assert found.median_unbiased == pytest.approx(np.mean(values), abs=0.005)
+
+
 def test_every_end_rises_with_the_outcome():
     plan = b.plan_boundary(12)
     base = np.array([0.3, -1.2, 0.8, 0.1, -0.4, 1.9, -0.7, 0.2, 0.5, -1.0, 0.6, -0.1])
@@ -218,6 +226,18 @@ def test_p_rises_with_the_nominal_p_and_stays_between_it_and_the_union_bound():
     found = [b._overall_p(float(p), (4, 8, 12)) for p in nominal]
     assert found == sorted(found)
     assert all(p <= q <= min(1.0, 3 * p) for p, q in zip(nominal, found, strict=True))
+
+
+@pytest.mark.parametrize("nominal", [0.001, 0.004, 0.03])
+def test_p_is_how_often_equal_arms_come_as_far_at_any_look(nominal: float):
+    random = np.random.Generator(np.random.PCG64(14))
+    rows = random.standard_normal((200_000, 12))
+    reached = np.zeros(len(rows), dtype=bool)
+    for look in (4, 8, 12):
+        reached |= scipy_stats.ttest_1samp(rows[:, :look], 0.0, axis=1).pvalue <= nominal
+    share = float(reached.mean())
+    error = math.sqrt(share / len(rows))
+    assert b._overall_p(nominal, (4, 8, 12)) == pytest.approx(share, abs=5 * error)
 
 
 def test_strong_evidence_at_the_second_look_has_a_small_p():
