@@ -181,7 +181,7 @@ def receipt_changes(request: RunRequest, script: Script, losses: list[float]) ->
                 "requested": list(asked),
                 "chosen": chosen,
                 "observed": [seen],
-                "launches": 10,
+                "launches": 1000,
                 "proof": "counter",
                 "rejected": {} if seen == chosen else {chosen: "T=65 is not a multiple of 64"},
                 "fallback_reason": None,
@@ -209,6 +209,9 @@ def receipt_changes(request: RunRequest, script: Script, losses: list[float]) ->
             for f in resolved.features
         ],
         "backends": backends,
+        "backend_versions": {
+            f"{record['op']}={record['chosen']}": {"torch": "2.13.0"} for record in backends
+        },
         "experiment": request.experiment.model_dump(mode="json"),
         "machine.class_name": resolved.machine_class,
         "numerics.losses_finite": all(math.isfinite(loss) for loss in losses),

@@ -163,6 +163,22 @@ RECEIPT_BODY: dict[str, Any] = {
         "alloc_retries": None,
         "ooms": None,
     },
+    "profile": {
+        "method": "one profiled step",
+        "step_seconds": 0.12,
+        "ops": {
+            "moe_experts": {"share_ratio": 0.25, "launches": 5},
+            "ssm_scan": {"share_ratio": 0.3, "launches": 3},
+        },
+        "blocks": {
+            "E": {"share_ratio": 0.3, "launches": 5},
+            "M": {"share_ratio": 0.4, "launches": 3},
+        },
+    },
+    "backend_versions": {
+        "moe_experts=sorted.torch": {"torch": "2.13.0", "kernels/moe_experts_torch.py": "sha256:1"},
+        "ssm_scan=chunked.torch": {"torch": "2.13.0", "kernels/ssm_scan_torch.py": "sha256:2"},
+    },
     "flops": {
         "convention": "lanewise-flops",
         "convention_version": "1",

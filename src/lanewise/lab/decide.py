@@ -91,6 +91,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         if arms.equal_mathematics
         else judge.losses_at(counted, lambda found: found.equal_time),
         observed=judge.observed(blocks, arms),
+        backend_versions=judge.backend_versions(blocks, arms),
         observed_ok=not any(fault.about_backend for block in blocks for fault in block.faults),
         verdict=finding.verdict,
         reason=finding.reason,

@@ -10,8 +10,10 @@ from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.schedule import ArmName
 from lanewise.lab.validity import Fault, block_faults, environment_fault, observed_backends
+from lanewise.lane.features import BY_KEY
 from lanewise.measure.loss_curve import LossComparison, LossPair
 from lanewise.receipts.decision import BlockRecord, MetricDelta
+from lanewise.receipts.profile import BackendVersions
 from lanewise.receipts.schema import RunReceipt
 
 OF_THE_VISIT = frozenset(
@@ -188,6 +190,25 @@ def observed(blocks: Sequence[JudgedBlock], arms: Arms) -> tuple[str, ...]:
             for name in observed_backends(receipt, arms)
         )
     )
+
+
+def backend_versions(blocks: Sequence[JudgedBlock], arms: Arms) -> BackendVersions:
+    """What the backends of both arms are built of, for the ops and switches under test."""
+    switches = {
+        switch
+        for key in arms.declared
+        for setting in BY_KEY[key].settings.values()
+        for switch in setting.runtime
+    }
+    under_test = switches | set(arms.ops)
+    return {
+        name: version
+        for block in blocks
+        for receipts in block.evidence.receipts.values()
+        for receipt in receipts
+        for name, version in sorted(receipt.backend_versions.items())
+        if name.partition("=")[0] in under_test
+    }
 
 
 def _median_of(blocks: Sequence[JudgedBlock], arm: ArmName, reading: Reading) -> float | None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lanewise.receipts.profile import BackendVersions
 from lanewise.receipts.schema import Digest, LaneIdentity, Machine, Producer, Record
 
 DECISION_SCHEMA_VERSION = "1.2.0"
@@ -228,6 +229,8 @@ class Decision(Record):
     adjustment: Literal["holm", "benjamini_hochberg"] | None = None
     quality: QualityRecord | None = None
     """Loss over matched seeds; null if the mathematics are the same."""
+    backend_versions: BackendVersions = Field(default_factory=dict)
+    """Of both arms, for the ops this feature sets; the evidence expires when one of them changes."""
 
 
 class PlannedFeature(Record):

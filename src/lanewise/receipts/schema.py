@@ -7,12 +7,17 @@ Hashing: RFC 8785 canonical JSON → sha256; `receipt_id` hashes the body withou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
+
+from lanewise.receipts.profile import BackendVersions, StepProfile
+from lanewise.receipts.record import Digest as Digest
+from lanewise.receipts.record import FiniteOrNull, Seconds
+from lanewise.receipts.record import NonNegativeInt as NonNegativeInt
+from lanewise.receipts.record import Record as Record
 
 SCHEMA_VERSION = "1.2.0"
 STEPS_SCHEMA_VERSION = "1.1.0"
@@ -24,21 +29,10 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks": "1.1.0",
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
+        "profile": "1.2.0",
     }
 )
 """Optional fields of a receipt → the version that brought them; older receipts lack them and need no reason for that."""
-
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0.0)]
-
-
-def _null_unless_finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-FiniteOrNull = Annotated[float | None, BeforeValidator(_null_unless_finite)]
-"""A training quantity that may diverge: NaN and infinities, which JSON cannot hold, become null."""
 
 BADPUT_CATEGORIES: tuple[str, ...] = (
     "device_init",
@@ -56,12 +50,6 @@ BADPUT_CATEGORIES: tuple[str, ...] = (
     "turn_wait",
 )
 """Named badput. `turn_wait` is a lockstep arm waiting for its turn; `other` is computed, never a span."""
-
-
-class Record(BaseModel):
-    """Base of every part of a record: strict for writers, immutable, no NaN or infinity (JSON has none)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Producer(Record):
@@ -99,6 +87,12 @@ class FeatureRecord(Record):
     requested: str
     effective: str
     source: str
+    ledger_digest: Digest | None = None
+    """Ledger file that decided, or held an entry that no longer counts; null where it held none."""
+    evidence: tuple[str, ...] = ()
+    """Decisions that the ledger's entry rests on."""
+    passed_over: str | None = None
+    """Why an entry of the ledger did not decide, e.g. `evidence expired: torch 2.13.0 → 2.14.0`."""
 
 
 class BackendRecord(Record):
@@ -367,6 +361,8 @@ class RunReceipt(Record):
     goodput: Goodput | None
     compile: CompileRecord
     memory: Memory
+    profile: StepProfile | None = None
+    backend_versions: BackendVersions = Field(default_factory=dict)
     flops: Flops
     routing: Routing | None
     telemetry: Telemetry

@@ -22,6 +22,7 @@ MEASURED_GROUPS: tuple[str, ...] = (
     "goodput",
     "compile",
     "memory",
+    "profile",
     "flops",
     "routing",
     "telemetry",

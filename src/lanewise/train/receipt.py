@@ -23,6 +23,7 @@ from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice
 from lanewise.receipts.environment import environment_digest
+from lanewise.receipts.profile import BackendVersions, StepProfile
 from lanewise.receipts.schema import (
     BackendRecord,
     Check,
@@ -72,6 +73,8 @@ class RunFacts:
         goodput: partition of wall time, None when switched off.
         compile: compile counts.
         memory: peaks.
+        profile: shares of one step, None with a reason in `missing`.
+        backend_versions: what the backends are built of.
         environment: software and host.
         machine: class and instance.
         data: what was read.
@@ -93,6 +96,8 @@ class RunFacts:
     goodput: Goodput | None
     compile: CompileRecord
     memory: Memory
+    profile: StepProfile | None
+    backend_versions: BackendVersions
     environment: Environment
     machine: Machine
     data: DataRecord
@@ -129,6 +134,8 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "goodput": facts.goodput,
         "compile": facts.compile,
         "memory": facts.memory,
+        "profile": facts.profile,
+        "backend_versions": facts.backend_versions,
         "flops": _with_utilisation(facts, timing, missing),
         "routing": routing_record(resolved.lane, facts.expert_loads[facts.warmup.steps :], missing),
         "telemetry": Telemetry(),
@@ -204,6 +211,9 @@ def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:
         requested=decision.state,
         effective=_effective_state(decision, facts),
         source=decision.source,
+        ledger_digest=decision.ledger_digest,
+        evidence=decision.evidence,
+        passed_over=decision.passed_over,
     )
 
 
