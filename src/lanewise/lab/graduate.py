@@ -21,6 +21,7 @@ from lanewise.lab.graduate_replay import (
     versions_text,
 )
 from lanewise.lab.graduate_rules import apply_rules
+from lanewise.lane.digest import lane_digest
 from lanewise.lane.features import BY_KEY, Role
 from lanewise.lane.ledger import Effect, LedgerEntry, Scope, TaxRecord
 from lanewise.receipts.decision import Verdict
@@ -163,8 +164,8 @@ def _verdict_of(replay: Replay, attempts: Sequence[Attempt]) -> tuple[Result, st
         )
         return "graduated", f"{replay.earned.state} since {replay.earned.date}{alone}{against}"
     if replay.standing:
-        newest = replay.standing[-1]
-        return "held", f"needs {replay.lacking(newest, newest)}"
+        first, newest = replay.standing[0], replay.standing[-1]
+        return "held", f"needs {replay.lacking(first, newest)}"
     if replay.demoted:
         demotion = replay.demoted[-1].demoted
         return (
@@ -239,8 +240,8 @@ def _tax_record(attempts: Sequence[Attempt]) -> TaxRecord | None:
         )
         if estimate
         else None,
-        lanes=(decision.lane.digest,),
-        lane_names=(decision.lane.name,),
+        lanes=(lane_digest(evidence.plan.lane),),
+        lane_names=(evidence.plan.lane.name,),
         machine_class=evidence.plan.machine_class,
         date=evidence.days[-1],
         made_by="graduate",

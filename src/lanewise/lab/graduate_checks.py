@@ -15,7 +15,7 @@ from lanewise.lab.graduate_evidence import Evidence
 from lanewise.lab.judge import OF_THE_VISIT
 from lanewise.lab.stance import break_even_steps
 from lanewise.lane import machine
-from lanewise.lane.digest import digest, lane_digest
+from lanewise.lane.digest import digest, lane_digest, lane_identity
 from lanewise.lane.features import BY_KEY, Role
 from lanewise.lane.names import canonical_name
 from lanewise.receipts.compare import DIGEST_FIELDS
@@ -144,12 +144,19 @@ def _incomplete(evidence: Evidence) -> str | None:
 def _differs(decision: Decision, stored: Decision | None) -> str | None:
     if stored is None:
         return "the campaign wrote no decision; finish it with --resume"
-    if (stored.verdict, stored.status) == (decision.verdict, decision.status):
+    if _said(stored) == _said(decision):
         return None
     return (
-        f"the stored decision says {stored.verdict} {stored.status}, its receipts say {decision.verdict} "
-        f"{decision.status}"
+        f"the stored decision says {' '.join(_said(stored))}, its plan, journal and receipts say "
+        f"{' '.join(_said(decision))}"
     )
+
+
+def _said(decision: Decision) -> tuple[str, ...]:
+    effect = (
+        "without effect" if decision.estimate is None else f"{decision.estimate.log_ratio:+.6f}"
+    )
+    return decision.verdict.value, decision.status, effect, f"{len(decision.blocks)} blocks"
 
 
 def _bad_receipts(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -174,8 +181,8 @@ def _misnamed(evidence: Evidence) -> Iterator[tuple[str, str]]:
     except LanewiseError as error:
         yield evidence.cited, str(error)
         return
-    wanted = lane_digest(plan.lane)
     for receipt in evidence.all_receipts:
+        wanted = _planned_digest(evidence, receipt)
         if receipt.lane.canonical_name != name:
             yield (
                 receipt.receipt_id,
@@ -196,6 +203,17 @@ def _misnamed(evidence: Evidence) -> Iterator[tuple[str, str]]:
             )
 
 
+def _planned_digest(evidence: Evidence, receipt: RunReceipt) -> str:
+    """Digest of the planned lane; blocks of a feature that changes the mathematics differ from it in their seeds."""
+    if BY_KEY[evidence.decision.feature].equal_mathematics:
+        return lane_digest(evidence.plan.lane)
+    wanted, found = lane_identity(evidence.plan.lane), receipt.lane.spec
+    data = found.get("data")
+    if isinstance(data, dict) and "seed" in found and "seed" in data:
+        wanted["seed"], wanted["data"]["seed"] = found["seed"], data["seed"]
+    return digest(wanted)
+
+
 def _without_topology(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for receipt in evidence.all_receipts:
         if not isinstance(receipt.lane.spec.get("topology"), dict):
@@ -204,7 +222,10 @@ def _without_topology(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 def _incomparable(evidence: Evidence) -> Iterator[tuple[str, str]]:
     receipts = evidence.all_receipts
+    seeded = not BY_KEY[evidence.decision.feature].equal_mathematics
     for field in DIGEST_FIELDS:
+        if field == "lane.digest" and seeded:
+            continue  # seeds differ between blocks on purpose, and arms of one block were compared
         for receipt in receipts[1:]:
             if _at(receipt, field) != _at(receipts[0], field):
                 yield receipt.receipt_id, f"receipts of one campaign differ in {field}"

@@ -109,13 +109,13 @@ def read_evidence(
             )
         store = Store(root)
         folders = _campaign_folders(root, found.problems)
-        _name_orphans(store, {folder.name for folder in folders}, found.problems)
+        shelf = _shelf(store, {folder.name for folder in folders}, found.problems)
         for number, folder in enumerate(folders):
             tell(number, len(folders), folder.name)
             if folder.name in seen:
                 continue  # the same campaign in a second store is one piece of evidence
             seen.add(folder.name)
-            _read_campaign(store, folder.name, found, set(features), analyse, now)
+            _read_campaign(shelf, folder.name, found, set(features), analyse, now)
     found.evidence.sort(key=lambda e: (e.days, e.plan.created_at, e.decision.decision_id))
     return found
 
@@ -135,24 +135,37 @@ def _campaign_folders(root: str, problems: list[str]) -> list[Path]:
     return planned
 
 
-def _name_orphans(store: Store, campaigns: set[str], problems: list[str]) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shelf:
+    """A store, listed once: it may hold many thousand receipts."""
+
+    store: Store
+    stored: Mapping[str, Decision]
+    locations: Mapping[str, str]
+
+
+def _shelf(store: Store, campaigns: set[str], problems: list[str]) -> _Shelf:
     unreadable: list[LanewiseError] = []
-    for decision in store.iter_decisions(unreadable):
-        if decision.campaign_id not in campaigns:
-            problems.append(
-                f"decision {decision.decision_id}: its campaign is not in {store.root}, so it proves nothing here"
-            )
+    stored = {decision.decision_id: decision for decision in store.iter_decisions(unreadable)}
+    problems += [
+        f"decision {decision.decision_id}: its campaign is not in {store.root}, so it proves nothing here"
+        for decision in stored.values()
+        if decision.campaign_id not in campaigns
+    ]
     problems += [str(error) for error in unreadable]
+    locations = {f"sha256:{f.stem}": f"{store.root}/{f.name}" for f in store.receipt_files()}
+    return _Shelf(store=store, stored=stored, locations=locations)
 
 
 def _read_campaign(
-    store: Store,
+    shelf: _Shelf,
     campaign_id: str,
     found: Found,
     features: set[str],
     analyse: Analyse,
     now: str,
 ) -> None:
+    store = shelf.store
     try:
         folder = CampaignFolder.find(store.root, campaign_id)
         plan = folder.plan()
@@ -160,20 +173,18 @@ def _read_campaign(
             return
         _record, decisions = analyse(store, campaign_id, now=now)
         missing = folder.missing()
-        locations = {f"sha256:{f.stem}": f"{store.root}/{f.name}" for f in store.receipt_files()}
-        stored = _stored(store, campaign_id)
         for decision in decisions:
             wanted = not features or decision.feature in features
             if not wanted or decision.feature in NOT_A_FEATURE:
                 continue
-            counted, uncounted, lacking = _receipts(store, decision, locations)
+            counted, uncounted, lacking = _receipts(store, decision, shelf.locations)
             found.evidence.append(
                 Evidence(
                     store_root=store.root,
                     plan=plan,
                     missing=(*(f"{key} block {block}" for key, block in missing), *lacking),
                     decision=decision,
-                    stored=stored.get(decision.decision_id),
+                    stored=shelf.stored.get(decision.decision_id),
                     receipts=counted,
                     uncounted=uncounted,
                 )
@@ -186,15 +197,6 @@ def _read_campaign(
             f"campaign {campaign_id}: its plan, journal and receipts do not fit together "
             f"({type(error).__name__}: {error}); the files were altered, so it proves nothing"
         )
-
-
-def _stored(store: Store, campaign_id: str) -> dict[str, Decision]:
-    ignored: list[LanewiseError] = []  # named once, by `_name_orphans`
-    return {
-        decision.decision_id: decision
-        for decision in store.iter_decisions(ignored)
-        if decision.campaign_id == campaign_id
-    }
 
 
 def _receipts(

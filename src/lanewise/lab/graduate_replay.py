@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from lanewise.lab.graduate_evidence import Evidence
 from lanewise.lab.graduate_rules import RuleResult
-from lanewise.lane.digest import model_digest
+from lanewise.lane.digest import lane_digest, model_digest
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.ledger import Demotion, Effect, LedgerEntry, Scope
 from lanewise.receipts.decision import Verdict
@@ -171,7 +171,7 @@ def key_of_attempt(attempt: Attempt) -> Key:
     decision = attempt.evidence.decision
     return Key(
         decision.feature,
-        decision.lane.digest,
+        lane_digest(attempt.evidence.plan.lane),
         attempt.evidence.plan.machine_class,
         versions_text(decision.backend_versions),
     )

@@ -206,7 +206,7 @@ def backend_versions(blocks: Sequence[JudgedBlock], arms: Arms) -> BackendVersio
         for block in blocks
         for receipts in block.evidence.receipts.values()
         for receipt in receipts
-        for name, version in sorted(receipt.backend_versions.items())
+        for name, version in sorted((receipt.backend_versions or {}).items())
         if name.partition("=")[0] in under_test
     }
 

@@ -154,7 +154,7 @@ def _seconds(
     }
     nanoseconds: dict[str, int] = defaultdict(int)
     if kernels:
-        launchers = {event.correlation: event for event in host}
+        launchers = {event.correlation: event for event in host if event.correlation}
         for kernel in kernels:
             launcher = launchers.get(kernel.launched_by or 0)
             label = timelines[launcher.thread].label_at(launcher.start) if launcher else None

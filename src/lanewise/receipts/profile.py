@@ -1,4 +1,4 @@
-"""Where the time of one step goes, by op and by block, and the versions of the backends that took it."""
+"""Where the time of one step goes, by op and by block, the versions of the backends that took it, and the ledger's word."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lanewise.receipts.record import NonNegativeInt, Record, Seconds
+from lanewise.receipts.record import Digest, NonNegativeInt, Record, Seconds
 
 BackendVersion = dict[str, str]
 """Distribution or source file → version: `{"torch": "2.13.0", "kernels/moe_experts_torch.py": "sha256:…"}`."""
@@ -33,3 +33,14 @@ class StepProfile(Record):
     """Op → share; ops inside compiled blocks cannot be told apart and are left out."""
     blocks: dict[str, StepShare]
     """Pattern letter, or `mtp` → share of all blocks of that kind."""
+
+
+class LedgerMark(Record):
+    """An entry of a ledger that decided a feature of this run, or did not count any more."""
+
+    digest: Digest | None
+    """Of the ledger's file; null for entries that come from no file."""
+    evidence: tuple[str, ...] = ()
+    """Decisions that the entry which decided rests on; empty where none did."""
+    passed_over: str | None = None
+    """Why an entry did not decide, e.g. `evidence expired: torch 2.13.0 → 2.14.0`."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lanewise.receipts.profile import BackendVersions, StepProfile
+from lanewise.receipts.profile import BackendVersions, LedgerMark, StepProfile
 from lanewise.receipts.record import Digest as Digest
 from lanewise.receipts.record import FiniteOrNull, Seconds
 from lanewise.receipts.record import NonNegativeInt as NonNegativeInt
@@ -30,6 +30,8 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
         "profile": "1.2.0",
+        "backend_versions": "1.2.0",
+        "ledger": "1.2.0",
     }
 )
 """Optional fields of a receipt → the version that brought them; older receipts lack them and need no reason for that."""
@@ -87,12 +89,6 @@ class FeatureRecord(Record):
     requested: str
     effective: str
     source: str
-    ledger_digest: Digest | None = None
-    """Ledger file that decided, or held an entry that no longer counts; null where it held none."""
-    evidence: tuple[str, ...] = ()
-    """Decisions that the ledger's entry rests on."""
-    passed_over: str | None = None
-    """Why an entry of the ledger did not decide, e.g. `evidence expired: torch 2.13.0 → 2.14.0`."""
 
 
 class BackendRecord(Record):
@@ -362,7 +358,9 @@ class RunReceipt(Record):
     compile: CompileRecord
     memory: Memory
     profile: StepProfile | None = None
-    backend_versions: BackendVersions = Field(default_factory=dict)
+    backend_versions: BackendVersions | None = None
+    ledger: dict[str, LedgerMark] | None = None
+    """Feature → what the ledger had to say about it; null where it had nothing to say about this lane."""
     flops: Flops
     routing: Routing | None
     telemetry: Telemetry

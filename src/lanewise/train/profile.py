@@ -16,15 +16,55 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from lanewise.lane.resolved import ResolvedLane
+from lanewise.measure.goodput import GoodputClock
 from lanewise.measure.op_share import BLOCK, METHOD, OP, Shares, profiled, shares
 from lanewise.models.layers import Block, BlockOutput, Context, RunBlock
 from lanewise.models.model import HybridModel
 from lanewise.ops.opset import OpSet
 from lanewise.ops.versions import backend_version, compiler_version
-from lanewise.receipts.profile import BackendVersions, StepProfile, StepShare
+from lanewise.receipts.profile import BackendVersions, LedgerMark, StepProfile, StepShare
+from lanewise.train.loop import TrainingLoop
+from lanewise.train.request import RunRequest
 
 OPTIMIZER_OP = "optimizer_step"
 """Its launch builds an optimizer; the work is in `.step()`."""
+
+
+def profile_run(
+    request: RunRequest,
+    loop: TrainingLoop,
+    *,
+    ops: OpSet,
+    goodput: GoodputClock,
+    aborted: str | None,
+    missing: dict[str, str],
+) -> StepProfile | None:
+    """Profile one more step of a run that has ended, so that nothing measured has a profiler in it.
+
+    Args:
+        request: asks for it together with memory.
+        loop: of the run.
+        ops: the model's.
+        goodput: accounts for the time.
+        aborted: why not all steps were taken, or None.
+        missing: takes the reason where there is no profile.
+    """
+    reason = aborted and "the run was aborted before its profiled step"
+    if not request.resolved.lane.observability.measurements:
+        reason = "observability.measurements is off"
+    elif not request.measure_memory:
+        reason = "no profiled step was asked for"
+    if reason:
+        missing["profile"] = reason
+        return None
+    with goodput.span("profiler"):
+        return profile_step(
+            loop.untimed_step,
+            ops=ops,
+            model=loop.model,
+            optimizer=loop.optimizer,
+            device_type=request.resolved.device_type,
+        )
 
 
 def profile_step(
@@ -59,6 +99,19 @@ def backend_versions(resolved: ResolvedLane, ops: OpSet) -> BackendVersions:
     for switch, on in resolved.runtime_switches.items():
         versions[f"{switch}={'on' if on else 'off'}"] = compiler_version()
     return versions
+
+
+def ledger_marks(resolved: ResolvedLane) -> dict[str, LedgerMark] | None:
+    """What the ledger had to say about the features of a run; None where it had nothing."""
+    return {
+        decision.key: LedgerMark(
+            digest=decision.ledger_digest,
+            evidence=decision.evidence,
+            passed_over=decision.passed_over,
+        )
+        for decision in resolved.features
+        if decision.evidence or decision.passed_over or decision.ledger_digest
+    } or None
 
 
 def _profile(found: Shares, calls: Mapping[str, int]) -> StepProfile:

@@ -48,6 +48,7 @@ from lanewise.receipts.schema import (
 )
 from lanewise.train.extensions import extensions
 from lanewise.train.loss_record import loss_extensions
+from lanewise.train.profile import ledger_marks
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import routing_mode, routing_record
 
@@ -136,6 +137,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "memory": facts.memory,
         "profile": facts.profile,
         "backend_versions": facts.backend_versions,
+        "ledger": ledger_marks(resolved),
         "flops": _with_utilisation(facts, timing, missing),
         "routing": routing_record(resolved.lane, facts.expert_loads[facts.warmup.steps :], missing),
         "telemetry": Telemetry(),
@@ -211,9 +213,6 @@ def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:
         requested=decision.state,
         effective=_effective_state(decision, facts),
         source=decision.source,
-        ledger_digest=decision.ledger_digest,
-        evidence=decision.evidence,
-        passed_over=decision.passed_over,
     )
 
 

@@ -24,7 +24,6 @@ from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.parallel import compile_regions, recompute
 from lanewise.receipts.environment import collect_environment, collect_machine
-from lanewise.receipts.profile import StepProfile
 from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
 from lanewise.train import checkpoint, routing, saved
@@ -33,7 +32,7 @@ from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
 from lanewise.train.loop import StepResult, TrainingLoop
 from lanewise.train.optim import parameter_groups
-from lanewise.train.profile import backend_versions, profile_step
+from lanewise.train.profile import backend_versions, profile_run
 from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import LOAD_FIELDS
@@ -307,7 +306,14 @@ class Run:
         observations = dict(self.ops.observed())
         missing: dict[str, str] = {}
         memory = self._memory(missing, aborted)
-        profile = self._profile(missing, aborted)
+        profile = profile_run(
+            self.request,
+            self._loop,
+            ops=self.ops,
+            goodput=self.goodput,
+            aborted=aborted,
+            missing=missing,
+        )
         watched = self.lane.observability
         if not watched.measurements:
             reason = SWITCHED_OFF.format("measurements")
@@ -374,25 +380,6 @@ class Run:
             recompiles=counts.recompiles,
             graph_captures=0,
         )
-
-    def _profile(self, missing: dict[str, str], aborted: str | None) -> StepProfile | None:
-        """One more step, last of all, so that nothing measured has a profiler in it."""
-        if aborted is not None:
-            missing["profile"] = "the run was aborted before its profiled step"
-        elif not self.lane.observability.measurements:
-            missing["profile"] = SWITCHED_OFF.format("measurements")
-        elif not self.request.measure_memory:
-            missing["profile"] = "no profiled step was asked for"
-        else:
-            with self.goodput.span("profiler"):
-                return profile_step(
-                    self._loop.untimed_step,
-                    ops=self.ops,
-                    model=self.model,
-                    optimizer=self._optimizer,
-                    device_type=self.request.resolved.device_type,
-                )
-        return None
 
     def _memory(self, missing: dict[str, str], aborted: str | None) -> Memory:
         if not self.lane.observability.measurements:
