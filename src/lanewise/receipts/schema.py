@@ -7,12 +7,20 @@ Hashing: RFC 8785 canonical JSON → sha256; `receipt_id` hashes the body withou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
+
+from lanewise.receipts.failures import Failure, FailureFamily
+from lanewise.receipts.record import Digest as Digest
+from lanewise.receipts.record import FiniteOrNull as FiniteOrNull
+from lanewise.receipts.record import NonNegativeInt as NonNegativeInt
+from lanewise.receipts.record import Record as Record
+from lanewise.receipts.record import Seconds as Seconds
+from lanewise.receipts.utilization import CitedCeiling, TensorActivity
+from lanewise.receipts.warmup_policy import WarmupPolicy
 
 SCHEMA_VERSION = "1.2.0"
 STEPS_SCHEMA_VERSION = "1.1.0"
@@ -24,21 +32,14 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks": "1.1.0",
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
+        "compile.warmup_policy": "1.2.0",
+        "flops.ceiling": "1.2.0",
+        "flops.tensor_activity": "1.2.0",
+        "routing.expert_ranks": "1.2.0",
+        "routing.tokens_between_ranks": "1.2.0",
     }
 )
 """Optional fields of a receipt → the version that brought them; older receipts lack them and need no reason for that."""
-
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0.0)]
-
-
-def _null_unless_finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-FiniteOrNull = Annotated[float | None, BeforeValidator(_null_unless_finite)]
-"""A training quantity that may diverge: NaN and infinities, which JSON cannot hold, become null."""
 
 BADPUT_CATEGORIES: tuple[str, ...] = (
     "device_init",
@@ -56,12 +57,6 @@ BADPUT_CATEGORIES: tuple[str, ...] = (
     "turn_wait",
 )
 """Named badput. `turn_wait` is a lockstep arm waiting for its turn; `other` is computed, never a span."""
-
-
-class Record(BaseModel):
-    """Base of every part of a record: strict for writers, immutable, no NaN or infinity (JSON has none)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Producer(Record):
@@ -197,6 +192,8 @@ class CompileRecord(Record):
     graph_breaks: NonNegativeInt | None
     recompiles: NonNegativeInt | None
     graph_captures: NonNegativeInt | None
+    warmup_policy: WarmupPolicy | None = None
+    """Whether graphs were compiled before step 0, and why or why not."""
 
 
 class Memory(Record):
@@ -243,6 +240,12 @@ class Flops(Record):
     """Training FLOPs executed: recomputation, latent attention and taxes included (docs/FLOPS.md)."""
     six_n_active_flops_per_token: float | None = None
     """6 × active parameters, the rule of thumb behind many public numbers."""
+    ceiling: CitedCeiling | None = None
+    """Where `measured_matmul_flops_per_second` comes from, and how old it was."""
+    tensor_activity: TensorActivity | None = None
+    """Share of cycles in which tensor pipes were busy, by hardware counters."""
+    flags: tuple[str, ...] = ()
+    """Utilisations that cannot be right as they stand (above 100 %, far from the counters); never clamped."""
 
 
 class Routing(Record):
@@ -259,6 +262,11 @@ class Routing(Record):
     """Coefficient of variation of each of those lists."""
     null_ratio: float | None = None
     """Share of picks that fell on null slots and computed nothing; 0 in a lane without null slots."""
+    expert_ranks: tuple[NonNegativeInt, ...] | None = None
+    """Rank of the expert-parallel group that holds expert 0, 1, …; the same in every E layer."""
+    tokens_between_ranks: tuple[tuple[NonNegativeInt, ...], ...] | None = None
+    """Row: sending rank, column: receiving rank; token copies over all steady steps and E layers. What stays on its
+    rank is not sent, so the diagonal is 0."""
 
 
 class Numerics(Record):
@@ -330,6 +338,10 @@ class Outcome(Record):
     validity: Literal["valid", "invalid"]
     checks: tuple[Check, ...]
     error: str | None = None
+    failure_family: FailureFamily | None = None
+    """Kind of what went wrong first; null in a run that counts, and in receipts before 1.2."""
+    failure: Failure | None = None
+    """The facts of that kind of failure."""
 
 
 class Artifact(Record):
