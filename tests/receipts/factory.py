@@ -154,6 +154,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "graph_breaks": 0,
         "recompiles": 0,
         "graph_captures": 0,
+        "warmup_policy": "nothing_compiled",
     },
     "memory": {
         "method": "tensor storage in one profiled step",
@@ -190,6 +191,15 @@ RECEIPT_BODY: dict[str, Any] = {
         "hardware_flops_utilization_ratio": 0.375,
         "hardware_flops_per_token": 6_600_000.0,
         "six_n_active_flops_per_token": 6_000_000.0,
+        "ceiling": {
+            "matmul_flops_per_second": 90e9,
+            "dtype": "fp32",
+            "num_threads": 1,
+            "measured_at": "2026-11-23T09:00:00Z",
+            "age_seconds": 3600.0,
+            "machine_instance_digest": sha("machine instance"),
+        },
+        "flags": [],
     },
     "routing": {
         "mode": "learned",
@@ -199,6 +209,8 @@ RECEIPT_BODY: dict[str, Any] = {
         "expert_picks": [[30, 10], [20, 20]],
         "expert_picks_cv": [0.5, 0.0],
         "null_ratio": 0.0,
+        "expert_ranks": [0, 0],
+        "tokens_between_ranks": [[0]],
     },
     "telemetry": {
         "sm_clock_hertz": None,
@@ -251,6 +263,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "memory": "the CPU allocator keeps no such counters",
         "flops.peak_flops_per_second": "no published peak for this CPU",
         "flops.peak_source": "no published peak for this CPU",
+        "flops.tensor_activity": "no GPU",
         "telemetry": "no GPU",
     },
     "extensions": {},

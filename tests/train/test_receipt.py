@@ -8,6 +8,7 @@ import pytest
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice, Rejection
 from lanewise.receipts.schema import BADPUT_CATEGORIES, Check, Goodput
+from lanewise.receipts.utilization import CitedCeiling
 from lanewise.train import receipt as receipt_module
 from lanewise.train.receipt import RunFacts
 from lanewise.train.run import Run
@@ -160,12 +161,36 @@ def test_goodput_must_close_without_a_negative_rest(
     assert check(dataclasses.replace(facts, goodput=partition), "goodput_closes").ok is ok
 
 
+def ceiling(flops_per_second: float) -> CitedCeiling:
+    return CitedCeiling(
+        matmul_flops_per_second=flops_per_second,
+        dtype="fp32",
+        num_threads=1,
+        measured_at="2026-11-23T09:00:00Z",
+        age_seconds=60.0,
+        machine_instance_digest="sha256:" + "0" * 64,
+    )
+
+
 def test_utilisation_needs_a_ceiling(facts: RunFacts) -> None:
     body = receipt_module.assemble(facts)
     assert body["flops"].model_flops_utilization_ratio is None
     assert "ceiling" in body["missing"]["flops.model_flops_utilization_ratio"]
-    request = facts.request.model_copy(update={"matmul_flops_per_second": 1e9})
-    measured = receipt_module.assemble(dataclasses.replace(facts, request=request))
+    assert "`lanewise doctor` measures it" in body["missing"]["flops.ceiling"]
+    cited = dataclasses.replace(facts, ceiling=ceiling(1e15))
+    measured = receipt_module.assemble(cited)
     rate = measured["throughput"].tokens_per_second
-    expected = rate * measured["flops"].training_flops_per_token / 1e9
-    assert measured["flops"].model_flops_utilization_ratio == pytest.approx(expected)
+    flops = measured["flops"]
+    expected = rate * flops.training_flops_per_token / 1e15
+    assert flops.model_flops_utilization_ratio == pytest.approx(expected)
+    assert flops.measured_matmul_flops_per_second == 1e15
+    assert flops.ceiling == ceiling(1e15)
+    assert flops.flags == ()
+
+
+def test_more_than_everything_is_flagged_and_not_clamped(facts: RunFacts) -> None:
+    body = receipt_module.assemble(dataclasses.replace(facts, ceiling=ceiling(1.0)))
+    flops = body["flops"]
+    assert flops.model_flops_utilization_ratio > 1e6
+    assert [flag.split()[0] for flag in flops.flags] == ["lane", "hardware", "six_n_active"]
+    assert body["outcome"].validity == "valid"  # step times are evidence whatever the count says

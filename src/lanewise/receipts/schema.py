@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lanewise.receipts.failures import Failure, FailureFamily
+from lanewise.receipts.flops import ComponentFlops as ComponentFlops
+from lanewise.receipts.flops import Flops as Flops
 from lanewise.receipts.record import Digest as Digest
 from lanewise.receipts.record import FiniteOrNull as FiniteOrNull
 from lanewise.receipts.record import NonNegativeInt as NonNegativeInt
 from lanewise.receipts.record import Record as Record
 from lanewise.receipts.record import Seconds as Seconds
-from lanewise.receipts.utilization import CitedCeiling, TensorActivity
 from lanewise.receipts.warmup_policy import WarmupPolicy
 
 SCHEMA_VERSION = "1.2.0"
@@ -35,6 +36,9 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "compile.warmup_policy": "1.2.0",
         "flops.ceiling": "1.2.0",
         "flops.tensor_activity": "1.2.0",
+        "flops.flags": "1.2.0",
+        "outcome.failure_family": "1.2.0",
+        "outcome.failure": "1.2.0",
         "routing.expert_ranks": "1.2.0",
         "routing.tokens_between_ranks": "1.2.0",
     }
@@ -205,47 +209,6 @@ class Memory(Record):
     peak_device_used_bytes: NonNegativeInt | None
     alloc_retries: NonNegativeInt | None
     ooms: NonNegativeInt | None
-
-
-class ComponentFlops(Record):
-    """Parameters and forward FLOPs of one component of the lane."""
-
-    component: str
-    count: NonNegativeInt
-    params: NonNegativeInt
-    active_params: NonNegativeInt
-    forward_flops_per_token: float
-    training_flops_per_token: float
-
-
-class Flops(Record):
-    """FLOP convention, lane numerator and utilisation (null without a measured ceiling)."""
-
-    convention: str
-    convention_version: str
-    causal_factor: str
-    mla_form: Literal["expanded", "absorbed"]
-    components: tuple[ComponentFlops, ...]
-    params_total: NonNegativeInt
-    params_active: NonNegativeInt
-    training_flops_per_token: float
-    routing_mode: Literal["learned", "forced_balanced", "replayed"]
-    peak_dtype: str
-    peak_flops_per_second: float | None
-    peak_source: str | None
-    measured_matmul_flops_per_second: float | None
-    model_flops_utilization_ratio: float | None
-    hardware_flops_utilization_ratio: float | None
-    hardware_flops_per_token: float | None = None
-    """Training FLOPs executed: recomputation, latent attention and taxes included (docs/FLOPS.md)."""
-    six_n_active_flops_per_token: float | None = None
-    """6 × active parameters, the rule of thumb behind many public numbers."""
-    ceiling: CitedCeiling | None = None
-    """Where `measured_matmul_flops_per_second` comes from, and how old it was."""
-    tensor_activity: TensorActivity | None = None
-    """Share of cycles in which tensor pipes were busy, by hardware counters."""
-    flags: tuple[str, ...] = ()
-    """Utilisations that cannot be right as they stand (above 100 %, far from the counters); never clamped."""
 
 
 class Routing(Record):

@@ -41,7 +41,6 @@ class RunRequest(Spec):
         experiment: place in a campaign; None for a plain training run.
         protocol: the measurement protocol's parameters, hashed into `protocol_digest`.
         measure_memory: take one profiled step after the timed window to count peak tensor memory.
-        matmul_flops_per_second: measured ceiling of this machine, if known, for utilisation.
     """
 
     resolved: ResolvedLane
@@ -58,4 +57,3 @@ class RunRequest(Spec):
     experiment: Experiment | None = None
     protocol: dict[str, str | int | float | bool] = Field(default_factory=dict)
     measure_memory: bool = True
-    matmul_flops_per_second: float | None = None
