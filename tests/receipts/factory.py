@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.document import receipt_id_of
 from lanewise.receipts.schema import BADPUT_CATEGORIES, RunReceipt, StepSeries
@@ -414,3 +415,21 @@ def make_decision(changes: Mapping[str, Any] | None = None) -> Decision:
 def make_campaign(changes: Mapping[str, Any] | None = None) -> CampaignRecord:
     """A complete campaign of one feature."""
     return CampaignRecord.model_validate(override(CAMPAIGN, changes))
+
+
+def make_ceilings(changes: Mapping[str, Any] | None = None) -> CeilingRecord:
+    """What the example machine does at best with one thread."""
+    document = {
+        "measured_at": "2026-11-23T09:00:00Z",
+        "producer": PRODUCER,
+        "machine": MACHINE,
+        "torch_version": "2.13.0",
+        "dtype": "fp32",
+        "num_threads": 1,
+        "copy_bytes_per_second": 12e9,
+        "copy_buffer_bytes": 2**26,
+        "matmul_flops_per_second": 90e9,
+        "matmul_size": 1024,
+        "num_samples": {"copy": 15, "matmul": 15},
+    }
+    return CeilingRecord.model_validate(override(document, changes))

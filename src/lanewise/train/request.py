@@ -8,7 +8,8 @@ Lockstep protocol over one `multiprocessing.connection` pipe, messages are plain
     parent → child    {"command": "finish", "warmup_steps": int | None, "steady": bool | None, "warmup_reason": str}
                        steps to drop, decided by the parent for both arms; None lets the child detect its own
     child  → parent   {"event": "finished", "receipt_id": str, "receipt_path": str, "validity": str, "reasons": [str]}
-    child  → parent   {"event": "failed", "error": str, "exit_code": int}      instead of any of the above
+    child  → parent   {"event": "failed", "error": str, "exit_code": int, "failure": {…} | None}
+                       instead of any of the above; the facts are a record of `receipts.failures`, None for refused input
     parent → child    {"command": "abort"}                                     the child writes no receipt and exits
 
 A parent that goes away (end of file) is an abort.
