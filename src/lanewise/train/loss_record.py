@@ -6,14 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lanewise.receipts.extension_keys import LAYER_LOSSES_KEY as LAYER_LOSSES_KEY
+from lanewise.receipts.extension_keys import LOSS_PARTS_KEY as LOSS_PARTS_KEY
+
 AUXILIARY_KEY = "io.lanewise.auxiliary_losses"
 """Key in `extensions`: unweighted auxiliary losses, e.g. `mtp_1` in nats per token, of the run's first and last step that
 had them: STP has a window of steps."""
-LOSS_PARTS_KEY = "io.lanewise.loss_parts"
-"""Key in `extensions`: what every auxiliary loss added to the cross-entropy: first, last and mean of the steps that had it."""
-
-LAYER_LOSSES_KEY = "io.lanewise.layer_losses"
-"""Key in `extensions`: auxiliary loss by name → layer (0-based, as text) → what that layer added: first, last and mean."""
 
 Summary = dict[str, float | None]
 Values = Mapping[str, Sequence[float]]
