@@ -2,7 +2,7 @@
 
     <root>/ceilings/<first digits of the machine's instance digest>-<dtype>-<threads>t.json
 
-One document per machine, dtype and number of threads; measuring again replaces it.
+One document per machine, dtype and (on a CPU) number of threads; measuring again replaces it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class CeilingRecord(Record):
     torch_version: str | None
     dtype: str
     """Of the matmul operands."""
-    num_threads: NonNegativeInt
+    num_threads: NonNegativeInt | None
+    """Intra-op threads; null on a GPU, where they make no difference."""
     copy_bytes_per_second: Rate
     """Bytes read plus bytes written."""
     copy_buffer_bytes: NonNegativeInt
@@ -46,10 +47,11 @@ class CeilingRecord(Record):
     """Repetitions behind each median, `copy` and `matmul`."""
 
 
-def ceiling_name(machine: Machine, dtype: str, num_threads: int) -> str:
+def ceiling_name(machine: Machine, dtype: str, num_threads: int | None) -> str:
     """File name of the document, without its folder."""
     digits = machine.instance_digest.removeprefix("sha256:")[:NUM_DIGITS]
-    return f"{digits}-{dtype}-{num_threads}t.json"
+    threads = "" if num_threads is None else f"-{num_threads}t"
+    return f"{digits}-{dtype}{threads}.json"
 
 
 def cite(record: CeilingRecord, *, at: str) -> CitedCeiling:

@@ -109,7 +109,7 @@ class Store:
         return self._write(f"{self.root}/{ceilings.FOLDER}/{name}", record)
 
     def read_ceilings(
-        self, machine: Machine, dtype: str, num_threads: int
+        self, machine: Machine, dtype: str, num_threads: int | None
     ) -> ceilings.CeilingRecord | None:
         """What this very machine did at best with that dtype and number of threads; None when nobody has measured it.
 

@@ -135,7 +135,7 @@ def _ceilings(receipt: RunReceipt) -> Iterator[str]:
         cited = flops.ceiling
         yield (
             f"measured matmul {cited.matmul_flops_per_second / 1e9:,.0f} GFLOP/s, {cited.dtype}, "
-            f"{cited.num_threads} thread{'s' * (cited.num_threads != 1)}, {cited.age_seconds / 86400:.1f} days before "
+            f"{cited.age_seconds / 86400:.1f} days before "
             "· `--view utilization` shows every ratio"
         )
 

@@ -27,8 +27,8 @@ class CitedCeiling(Record):
 
     matmul_flops_per_second: Annotated[float, Field(gt=0.0)]
     dtype: str
-    num_threads: NonNegativeInt
-    """Intra-op threads of the measurement; those of the run that cites it."""
+    num_threads: NonNegativeInt | None
+    """Intra-op threads of the measurement, those of the run that cites it; null on a GPU."""
     measured_at: str
     """RFC 3339, UTC."""
     age_seconds: Seconds

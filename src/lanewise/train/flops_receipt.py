@@ -39,7 +39,8 @@ def stored_ceiling(request: RunRequest, machine: Machine, at: str) -> CitedCeili
         ReceiptError: the document is damaged.
     """
     compute = request.resolved.lane.precision.compute
-    found = Store(request.store_root).read_ceilings(machine, compute, request.num_threads)
+    threads = request.num_threads if request.resolved.device_type == "cpu" else None
+    found = Store(request.store_root).read_ceilings(machine, compute, threads)
     return None if found is None else cite(found, at=at)
 
 
@@ -74,10 +75,9 @@ def flops_record(
         missing["flops.peak_flops_per_second"] = f"no published peak for {what}"
         missing["flops.peak_source"] = f"no published peak for {what}"
     if ceiling is None:
-        reason = (
-            f"no {compute} ceiling of this machine with {num_threads} "
-            f"thread{'s' * (num_threads != 1)} in the store; `lanewise doctor` measures it"
-        )
+        threads = f" with {num_threads} thread{'s' * (num_threads != 1)}"
+        with_threads = threads if resolved.device_type == "cpu" else ""
+        reason = f"no {compute} ceiling of this machine{with_threads} in the store; `lanewise doctor` measures it"
         missing["flops.measured_matmul_flops_per_second"] = missing["flops.ceiling"] = reason
     if not isinstance(activity, TensorActivity):
         missing["flops.tensor_activity"] = activity

@@ -14,6 +14,7 @@ import torch
 
 from lanewise.errors import RunFailed, StoreError, UsageError
 from lanewise.lane.built import require_built
+from lanewise.lane.gpu import find_gpu
 from lanewise.measure.goodput import GoodputClock
 from lanewise.measure.memory import live_tensors, measure_cpu_step
 from lanewise.measure.steady import RULE, detect_warmup
@@ -94,7 +95,8 @@ class Run:
         self._expert_loads: list[np.ndarray] = []
         self._auxiliary_losses: dict[str, list[float]] = {}
         self._layer_losses: dict[tuple[int, str], list[float]] = {}
-        self._tensor_pipes = TensorPipeWatch() if resolved.device_type == "cuda" else None
+        self._gpu = find_gpu() if resolved.device_type == "cuda" else None
+        self._tensor_pipes = None if self._gpu is None else TensorPipeWatch()
         self._origin: saved.Origin | None = None
         self._finished = False
         self._compile_seconds = 0.0
@@ -198,6 +200,13 @@ class Run:
     def next_step(self) -> int:
         """Number of the coming optimizer step, which is how many have been taken since step 0."""
         return self._loop.next_step
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Most memory this process has taken from its GPU for tensors, cached blocks included; None on a CPU."""
+        if self._gpu is None:
+            return None
+        return torch.cuda.max_memory_reserved()
 
     def step(self) -> StepResult:
         """Take one optimizer step and record it."""
@@ -325,7 +334,7 @@ class Run:
                 missing |= dict.fromkeys(LOAD_FIELDS, reason)
         if not watched.goodput:
             missing["goodput"] = SWITCHED_OFF.format("goodput")
-        machine = collect_machine(self.request.resolved.machine_class)
+        machine = collect_machine(self.request.resolved.machine_class, gpu=self._gpu)
         body = assemble(
             RunFacts(
                 request=self.request,
@@ -340,7 +349,9 @@ class Run:
                 goodput=self.goodput.summary(),
                 compile=self._compile_record(),
                 memory=memory,
-                environment=collect_environment(num_threads=self.request.num_threads),
+                environment=collect_environment(
+                    num_threads=self.request.num_threads, gpu=self._gpu
+                ),
                 machine=machine,
                 data=self.corpus.record,
                 missing=missing,
