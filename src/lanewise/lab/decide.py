@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lanewise import __version__
 from lanewise.lab import judge, protocol
 from lanewise.lab.arms import NO_FEATURE, Arms
+from lanewise.lab.break_even import break_evens
 from lanewise.lab.judge import JudgedBlock
 from lanewise.lab.plan import CampaignPlan, FeaturePlan
 from lanewise.lab.stance import advice
@@ -108,6 +109,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         margin=context.plan.margin,
         tax_budget_ratio=arms.tax_budget_ratio,
         blocks=tuple(block.record() for block in blocks),
+        break_even=break_evens(counted, estimate, control_seconds),
     )
 
 

@@ -12,6 +12,8 @@ from lanewise.receipts.views.base import View
 INDENT = "  "
 HIDDEN = frozenset({"view", "missing"})
 NOTHING = "–"
+MAX_NAMES = 3
+"""Fields named for one reason before the rest is cut."""
 
 
 def view_lines(view: View) -> list[str]:
@@ -33,10 +35,22 @@ def _record_lines(
         elif _is_table(value):
             yield name
             yield from (INDENT + line for line in _table_lines(value))
+            yield from (INDENT + line for line in _reason_lines(missing, f"{place}."))
         else:
             reason = missing.get(place) if value is None or value == () else None
             tail = f"  ({reason})" if reason else ""
             yield f"{name:<{width}}{format_value(name, value)}{tail}".rstrip()
+
+
+def _reason_lines(missing: Mapping[str, str], place: str) -> Iterator[str]:
+    """Why cells of a table are empty, one line for each reason."""
+    fields: dict[str, list[str]] = {}
+    for path, reason in missing.items():
+        if path.startswith(place):
+            fields.setdefault(reason, []).append(path.removeprefix(place))
+    for reason, names in fields.items():
+        shown = ", ".join(names[:MAX_NAMES]) + (" …" if len(names) > MAX_NAMES else "")
+        yield f"({shown}: {reason})"
 
 
 def _is_table(value: object) -> bool:
@@ -55,6 +69,8 @@ def _table_lines(rows: Sequence[Record]) -> Iterator[str]:
 
 def format_value(name: str, value: Any) -> str:
     """A value as people read it; the unit is the ending of its name."""
+    if value == () and name.endswith("requested"):
+        return "own order"
     if value is None or value == () or value == {}:
         return NOTHING
     if isinstance(value, bool):
