@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lanewise.dash import format as fmt
 from lanewise.receipts.decision import BreakEven
-
-
-def cell(entries: Sequence[BreakEven]) -> str:
-    """A table's cell: `cold 640 · warm 85 steps`; states that no block met are left out."""
-    known = [entry for entry in entries if entry.steps is not None]
-    if not known:
-        never = any(
-            e.control_seconds is not None and e.treated_seconds is not None for e in entries
-        )
-        return "never" if never else fmt.MISSING
-    parts = " · ".join(f"{entry.cache_state} {entry.steps:,}" for entry in known)
-    return f"{parts} steps"
 
 
 def sentence(entry: BreakEven) -> str:

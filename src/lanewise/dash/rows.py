@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lanewise.dash import format as fmt
-from lanewise.dash import pay_back
 from lanewise.receipts.decision import Decision, MetricDelta, QualityDelta, Verdict
 
 OBSERVED_OK = "✓"
@@ -58,17 +57,14 @@ COLUMNS: tuple[Column, ...] = (
     Column(key="goodput", title="Δ goodput", right=True, drop_rank=2),
     Column(key="loss_steps", title="Δ loss at equal steps", right=True, drop_rank=5),
     Column(key="loss_time", title="Δ loss at equal time", right=True, drop_rank=6),
-    Column(key="pays_back", title="pays back after", right=True, drop_rank=8),
-    Column(key="observed", title="observed", drop_rank=10),
+    Column(key="observed", title="observed", drop_rank=9),
     Column(key="verdict", title="verdict"),
-    Column(key="stance", title="stance", drop_rank=9),
+    Column(key="stance", title="stance", drop_rank=8),
 )
 
 
 LOSS_KEYS = frozenset({"loss_steps", "loss_time"})
 """Columns that only campaigns with a tax have."""
-COMPILE_KEYS = frozenset({"pays_back"})
-"""Columns that only campaigns in which something compiles have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +85,6 @@ class Row:
     goodput: str
     loss_steps: str
     loss_time: str
-    pays_back: str
     observed: str
     verdict: str
     stance: str
@@ -115,10 +110,7 @@ def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
     up the loss at equal steps before that at equal time, never the other way round.
     """
     with_losses = any(d.loss_equal_time is not None for d in decisions)
-    compiles = any(d.break_even for d in decisions)
-    hidden = frozenset() if with_losses else LOSS_KEYS
-    hidden |= frozenset() if compiles else COMPILE_KEYS
-    shown = tuple(c for c in COLUMNS if c.key not in hidden)
+    shown = tuple(c for c in COLUMNS if with_losses or c.key not in LOSS_KEYS)
     levels = {d.estimate.confidence for d in decisions if d.estimate}
     if len(levels) != 1 or levels == {0.95}:
         return shown
@@ -171,7 +163,6 @@ def _row(decision: Decision, digits: int) -> Row:
         goodput=fmt.signed_points(deltas["goodput"]),
         loss_steps=_nats(deltas["loss_steps"], quality.equal_steps if quality else None),
         loss_time=_nats(deltas["loss_time"], quality.equal_time if quality else None),
-        pays_back=pay_back.cell(decision.break_even),
         observed=_observed(decision),
         verdict=verdict_word(decision),
         stance=decision.stance,

@@ -16,6 +16,8 @@ from lanewise.receipts.decision import BreakEven, Estimate
 from lanewise.receipts.schema import RunReceipt
 
 CacheState = Literal["cold", "warm", "mixed"]
+ROUNDING_DIGITS: Final = 6
+"""Of a quotient before it is rounded up: 100.00000000001 steps are 100."""
 STATES: Final[tuple[CacheState, ...]] = ("cold", "warm", "mixed")
 
 
@@ -76,7 +78,7 @@ def _entry(
         saved = control_step_seconds * (1.0 - ratio)
         if extra <= 0:
             return 0 if saved >= 0 else None
-        return math.ceil(extra / saved) if saved > 0 else None
+        return math.ceil(round(extra / saved, ROUNDING_DIGITS)) if saved > 0 else None
 
     found = steps(estimate.ratio)
     has_interval = estimate.half_width_log is not None

@@ -53,6 +53,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         judge.step_seconds(counted, "A"),
         judge.step_seconds(counted, "B"),
     )
+    paid_back = break_evens(counted, estimate, control_seconds)
     return Decision(
         decision_id=f"{context.plan.campaign_id}-{arms.feature}",
         created_at=context.created_at,
@@ -105,11 +106,12 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
             compile_seconds=compile_delta,
             control_step_seconds=control_seconds,
             treated_step_seconds=treated_seconds,
+            break_even=paid_back,
         ),
         margin=context.plan.margin,
         tax_budget_ratio=arms.tax_budget_ratio,
         blocks=tuple(block.record() for block in blocks),
-        break_even=break_evens(counted, estimate, control_seconds),
+        break_even=paid_back,
     )
 
 

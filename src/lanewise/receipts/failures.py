@@ -66,7 +66,8 @@ class OutOfMemoryFailure(Record):
 
     family: Literal[FailureFamily.OUT_OF_MEMORY] = FailureFamily.OUT_OF_MEMORY
     device: Literal["cpu", "cuda"]
-    asked_bytes: NonNegativeInt | None
+    asked_bytes: Annotated[float, Field(ge=0.0)] | None
+    """Not a whole number of JSON: what a fault asks for can exceed 2^53."""
     free_bytes: NonNegativeInt | None
     peak_bytes: NonNegativeInt | None
     """Most that was held before: tensors on a device, resident set on a CPU."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lanewise.errors import RunFailed, StoreError, UsageError
+from lanewise.errors import LanewiseError, RunFailed, UsageError
 from lanewise.lane.built import require_built
 from lanewise.lane.gpu import find_gpu
 from lanewise.measure.goodput import GoodputClock
@@ -279,8 +279,8 @@ class Run:
     def give_up(self, error: Exception) -> Exception:
         """Write the receipt of a run that an error has ended; returns what to raise.
 
-        That is the error itself, or, for one that only torch can read, a line a person can act on. A store that takes no
-        receipt either leaves the error to speak alone.
+        That is the error itself, or, for one that only torch can read, a line a person can act on. Where no receipt can
+        be written either, the error speaks alone.
         """
         failure = failure_of(
             error,
@@ -290,7 +290,7 @@ class Run:
         )
         line = in_words(failure, error)
         kept = ""
-        with contextlib.suppress(StoreError):
+        with contextlib.suppress(LanewiseError):
             finished = self.finish(aborted=line, failure=failure)
             kept = f"; receipt {short(finished.receipt.receipt_id)} has the facts"
         if is_compiler_error(error) or is_out_of_memory(error):

@@ -91,6 +91,8 @@ def attention_backend(source: Source) -> AttentionBackendView:
     ops = tuple(
         _op(receipt, record, reasons) for record in receipt.backends if record.op in ATTENTION_OPS
     )
+    if not ops:
+        reasons.missing["ops"] = "the lane runs no attention"
     steps = receipt.timing.step_duration_seconds
     slowest, fastest = _extremes(receipt, source.steps)
     why_none = NO_STEPS if source.steps is None else "no steady steps"
