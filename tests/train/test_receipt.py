@@ -7,11 +7,15 @@ import pytest
 
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice, Rejection
+from lanewise.receipts.environment import collect_machine
 from lanewise.receipts.schema import BADPUT_CATEGORIES, Check, Goodput
+from lanewise.receipts.store import Store
 from lanewise.receipts.utilization import CitedCeiling
 from lanewise.train import receipt as receipt_module
 from lanewise.train.receipt import RunFacts
+from lanewise.train.routing_receipt import expert_ranks
 from lanewise.train.run import Run
+from tests.receipts.factory import make_ceilings
 from tests.train.runs import experiment, micro_request
 
 
@@ -159,6 +163,27 @@ def test_goodput_must_close_without_a_negative_rest(
     facts: RunFacts, partition: Goodput, ok: bool
 ) -> None:
     assert check(dataclasses.replace(facts, goodput=partition), "goodput_closes").ok is ok
+
+
+def test_a_run_cites_the_ceiling_of_its_store(tmp_path: Path) -> None:
+    request = micro_request(tmp_path, steps=2)
+    machine = collect_machine(request.resolved.machine_class)
+    record = make_ceilings({"machine": machine.model_dump(mode="json")})
+    Store(request.store_root).write_ceilings(record)
+    run = Run(request)
+    run.step()
+    flops = run.finish().receipt.flops
+    assert flops.measured_matmul_flops_per_second == record.matmul_flops_per_second
+    assert flops.ceiling is not None
+    assert flops.ceiling.measured_at == record.measured_at
+    assert flops.ceiling.machine_instance_digest == machine.instance_digest
+
+
+def test_one_rank_holds_every_expert_and_sends_nothing(facts: RunFacts) -> None:
+    routing = receipt_module.assemble(facts)["routing"]
+    assert set(routing.expert_ranks) == {0}
+    assert routing.tokens_between_ranks == ((0,),)
+    assert expert_ranks(8, 4) == (0, 0, 1, 1, 2, 2, 3, 3)
 
 
 def ceiling(flops_per_second: float) -> CitedCeiling:
