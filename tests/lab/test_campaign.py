@@ -64,3 +64,12 @@ def test_a_plan_that_names_no_version_is_damage(world, version):
     folder, _ = rewritten(world, lambda document: document.update(schema_version=version))
     with pytest.raises(CampaignError, match="not a campaign plan"):
         folder.plan()
+
+
+def test_a_later_attempt_at_a_block_comes_after_the_blocks_that_were_run_before_it(world):
+    result = world.lab().start(options(blocks=3))
+    folder = CampaignFolder.find(world.store.root, result.campaign.campaign_id)
+    first = folder.finished()["fused_moe", 1]
+    folder.journal.append(first.model_copy(update={"attempt": 2}))
+    assert [block for _, block in folder.finished()] == [2, 3, 1]
+    assert folder.finished()["fused_moe", 1].attempt == 2

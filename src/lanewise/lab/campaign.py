@@ -99,8 +99,14 @@ class CampaignFolder:
             ) from error
 
     def finished(self) -> dict[tuple[str, int], BlockDone]:
-        """(feature, block) → the attempt that has its receipts."""
-        return {(e.feature, e.block): e for e in self.journal.read() if isinstance(e, BlockDone)}
+        """(feature, block) → the attempt that has its receipts, in the order these attempts ended."""
+        found: dict[tuple[str, int], BlockDone] = {}
+        for entry in self.journal.read():
+            if isinstance(entry, BlockDone):
+                # A later attempt takes its place in time too: looks see blocks in the order they were run.
+                found.pop((entry.feature, entry.block), None)
+                found[entry.feature, entry.block] = entry
+        return found
 
     def lost(self) -> tuple[BlockLost, ...]:
         """Discarded attempts, in order."""

@@ -202,6 +202,7 @@ class Runner:
         return True
 
     def _finished(self, plan: CampaignPlan, arms: Arms, entry: BlockDone) -> None:
+        self._evidence.pop((entry.feature, entry.block), None)
         (self._evidence[entry.feature, entry.block],) = read_blocks(self.store, [entry])
         judged = self._judged(arms)
         known = contrasts(judged)
