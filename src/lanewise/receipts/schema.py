@@ -7,12 +7,16 @@ Hashing: RFC 8785 canonical JSON → sha256; `receipt_id` hashes the body withou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
+
+from lanewise.receipts.record import Digest as Digest
+from lanewise.receipts.record import FiniteOrNull, NonNegativeInt, Seconds
+from lanewise.receipts.record import Record as Record
+from lanewise.receipts.telemetry import HostWindow, Telemetry
 
 SCHEMA_VERSION = "1.2.0"
 STEPS_SCHEMA_VERSION = "1.1.0"
@@ -24,21 +28,11 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks": "1.1.0",
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
+        "compile.cache_digest": "1.2.0",
+        "host": "1.2.0",
     }
 )
 """Optional fields of a receipt → the version that brought them; older receipts lack them and need no reason for that."""
-
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0.0)]
-
-
-def _null_unless_finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-FiniteOrNull = Annotated[float | None, BeforeValidator(_null_unless_finite)]
-"""A training quantity that may diverge: NaN and infinities, which JSON cannot hold, become null."""
 
 BADPUT_CATEGORIES: tuple[str, ...] = (
     "device_init",
@@ -56,12 +50,6 @@ BADPUT_CATEGORIES: tuple[str, ...] = (
     "turn_wait",
 )
 """Named badput. `turn_wait` is a lockstep arm waiting for its turn; `other` is computed, never a span."""
-
-
-class Record(BaseModel):
-    """Base of every part of a record: strict for writers, immutable, no NaN or infinity (JSON has none)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Producer(Record):
@@ -197,6 +185,8 @@ class CompileRecord(Record):
     graph_breaks: NonNegativeInt | None
     recompiles: NonNegativeInt | None
     graph_captures: NonNegativeInt | None
+    cache_digest: Digest | None = None
+    """Names and sizes of all files in the run's private compile cache before it compiled; null without one."""
 
 
 class Memory(Record):
@@ -292,17 +282,6 @@ class Environment(Record):
     num_threads: NonNegativeInt | None
 
 
-class Telemetry(Record):
-    """Clocks, power and temperature over the window; all null without a GPU."""
-
-    sm_clock_hertz: float | None = None
-    memory_clock_hertz: float | None = None
-    power_watts: float | None = None
-    energy_joules: float | None = None
-    temperature_celsius: float | None = None
-    clock_event_reasons: tuple[str, ...] = ()
-
-
 class DataRecord(Record):
     """What was read."""
 
@@ -370,6 +349,7 @@ class RunReceipt(Record):
     flops: Flops
     routing: Routing | None
     telemetry: Telemetry
+    host: HostWindow | None = None
     numerics: Numerics
     environment: Environment
     data: DataRecord
