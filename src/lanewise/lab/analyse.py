@@ -73,7 +73,7 @@ def decide_all(
             (block for block in evidence if block.entry.feature == feature.feature),
             key=lambda block: block.entry.block,
         )
-        decisions.append(decide(context, arms, judge(blocks, arms)))
+        decisions.append(decide(context, arms, judge(blocks, arms, cache=plan.cache)))
     return tuple(decisions)
 
 

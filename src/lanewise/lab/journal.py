@@ -52,7 +52,11 @@ class BlockDone(Record):
 
 
 class BlockLost(Record):
-    """A block that was thrown away because a process failed in it."""
+    """A block that was thrown away because a process failed in it, or because others used the machine.
+
+    Attributes:
+        receipts: arm → receipt ids of a block that ran to its end and was disturbed; empty where a process failed.
+    """
 
     event: Literal["discarded"] = "discarded"
     feature: str
@@ -60,6 +64,7 @@ class BlockLost(Record):
     attempt: int
     reason: str
     wall_seconds: float
+    receipts: dict[str, tuple[Digest, ...]] = Field(default_factory=dict)
 
 
 Entry = Annotated[BlockDone | BlockLost, Field(discriminator="event")]

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lanewise.receipts.record import Digest as Digest
-from lanewise.receipts.record import FiniteOrNull, NonNegativeInt, Seconds
+from lanewise.receipts.record import FiniteOrNull, Seconds
+from lanewise.receipts.record import NonNegativeInt as NonNegativeInt
 from lanewise.receipts.record import Record as Record
 from lanewise.receipts.telemetry import HostWindow, Telemetry
 

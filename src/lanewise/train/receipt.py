@@ -6,7 +6,6 @@ A check is about whether the run may count as evidence, never about whether it w
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +18,13 @@ from lanewise.lane.features import BY_KEY
 from lanewise.lane.flops import lane_flops
 from lanewise.lane.hardware_flops import conventions
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
+from lanewise.measure.device_events import event_wall_gap_ratio
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice
 from lanewise.receipts.environment import environment_digest
 from lanewise.receipts.schema import (
     BackendRecord,
-    Check,
     CompileRecord,
     ComponentFlops,
     DataRecord,
@@ -39,20 +38,20 @@ from lanewise.receipts.schema import (
     Numerics,
     Outcome,
     Producer,
+    RunReceipt,
     StepSeries,
-    Telemetry,
     Throughput,
     Timing,
     Warmup,
 )
+from lanewise.receipts.telemetry import HostWindow, Telemetry
+from lanewise.train.checks import run_checks
 from lanewise.train.extensions import extensions
 from lanewise.train.loss_record import loss_extensions
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import routing_mode, routing_record
 
 CLOCK = "perf_counter_ns"
-CLOSURE_RATIO = 1e-3
-"""Largest part of wall time by which the goodput partition may miss it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +71,9 @@ class RunFacts:
         goodput: partition of wall time, None when switched off.
         compile: compile counts.
         memory: peaks.
+        telemetry: clocks and power over the steps.
+        host: the host over the steps, None with a reason in `missing`.
+        device_step_seconds: every step by the device's own clock, or why there is none.
         environment: software and host.
         machine: class and instance.
         data: what was read.
@@ -93,6 +95,9 @@ class RunFacts:
     goodput: Goodput | None
     compile: CompileRecord
     memory: Memory
+    telemetry: Telemetry
+    host: HostWindow | None
+    device_step_seconds: Sequence[float] | str
     environment: Environment
     machine: Machine
     data: DataRecord
@@ -103,13 +108,44 @@ class RunFacts:
     aborted: str | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """A run that wrote its receipt.
+
+    Attributes:
+        receipt: what was written, but for `artifacts`, which the store adds.
+        location: file or URI of the receipt.
+    """
+
+    receipt: RunReceipt
+    location: str
+
+    @property
+    def validity(self) -> str:
+        """Whether the run may count as evidence."""
+        return self.receipt.outcome.validity
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Name and detail of every check that failed."""
+        checks = self.receipt.outcome.checks
+        return tuple(f"{check.name}: {check.detail}" for check in checks if not check.ok)
+
+
 def assemble(facts: RunFacts) -> dict[str, Any]:
     """The body of a run's receipt: the fields of `RunReceipt` but its id and artifacts, which the store adds."""
     resolved = facts.request.resolved
     series = facts.recorder.series()
     missing = dict(facts.missing)
     timing = _timing(facts, series, missing)
-    checks = _checks(facts, series)
+    checks = run_checks(
+        series,
+        warmup=facts.warmup,
+        goodput=facts.goodput,
+        choices=facts.choices,
+        observations=facts.observations,
+        in_campaign=facts.request.experiment is not None,
+    )
     return {
         "created_at": facts.created_at,
         "producer": Producer(name="lanewise", version=__version__),
@@ -131,7 +167,8 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "memory": facts.memory,
         "flops": _with_utilisation(facts, timing, missing),
         "routing": routing_record(resolved.lane, facts.expert_loads[facts.warmup.steps :], missing),
-        "telemetry": Telemetry(),
+        "telemetry": facts.telemetry,
+        "host": facts.host,
         "numerics": _numerics(series, missing),
         "environment": facts.environment,
         "data": facts.data,
@@ -145,6 +182,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "extensions": extensions(
             resolved.lane.model,
             host_allocator=facts.host_allocator,
+            protocol=facts.request.protocol,
             losses=loss_extensions(facts.auxiliary_losses, facts.recorder.loss_parts()),
             routing_ids_digest=facts.routing_ids_digest,
             initial_weights=facts.initial_weights,
@@ -255,13 +293,19 @@ def _timing(facts: RunFacts, series: StepSeries, missing: dict[str, str]) -> Tim
         window = (
             series.start_seconds[-1] + series.duration_seconds[-1] - series.start_seconds[first]
         )
-    missing["timing.event_wall_gap_ratio"] = "no device events on a CPU"
+    gap = None
+    if isinstance(facts.device_step_seconds, str):
+        missing["timing.event_wall_gap_ratio"] = facts.device_step_seconds
+    else:
+        gap = event_wall_gap_ratio(facts.device_step_seconds[facts.warmup.steps :], steady)
+        if gap is None:
+            missing["timing.event_wall_gap_ratio"] = "no steady steps"
     return Timing(
         clock=CLOCK,
         warmup=facts.warmup,
         step_duration_seconds=summarise(steady) if steady else None,
         window_duration_seconds=window,
-        event_wall_gap_ratio=None,
+        event_wall_gap_ratio=gap,
         step_tags=facts.recorder.tag_counts(),
     )
 
@@ -327,53 +371,8 @@ def _numerics(series: StepSeries, missing: dict[str, str]) -> Numerics:
     )
 
 
-def _checks(facts: RunFacts, series: StepSeries) -> tuple[Check, ...]:
-    bad_losses = [step for step, loss in zip(series.step, series.loss, strict=True) if loss is None]
-    checks = [
-        Check(name="steps_present", ok=bool(series.step), detail=f"{len(series.step)} steps"),
-        Check(
-            name="losses_finite",
-            ok=not bad_losses,
-            detail=f"loss is not finite at step {bad_losses[0]}" if bad_losses else "",
-        ),
-        _backend_check(facts),
-        Check(name="steady_state", ok=facts.warmup.steady, detail=facts.warmup.reason),
-    ]
-    if facts.goodput is not None:
-        checks.append(_closure_check(facts.goodput))
-    return tuple(checks)
-
-
-def _backend_check(facts: RunFacts) -> Check:
-    """Observed must be chosen, and in a campaign chosen must be what the arm asked for first."""
-    wrong: list[str] = []
-    for op, choice in facts.choices.items():
-        observed = facts.observations[op].backends
-        in_campaign = facts.request.experiment is not None
-        required = choice.requested[0] if in_campaign and choice.requested else choice.chosen
-        if observed != (required,):
-            why = "; ".join(r.reason for r in choice.rejected if r.backend == required)
-            seen = ", ".join(observed) or "nothing"
-            wrong.append(
-                f"asked for {op}={required}, observed {seen}" + (f" ({why})" if why else "")
-            )
-    return Check(name="observed_backends", ok=not wrong, detail="; ".join(wrong))
-
-
-def _closure_check(goodput: Goodput) -> Check:
-    parts = goodput.step_seconds + math.fsum(goodput.badput_seconds.values())
-    gap = abs(parts - goodput.wall_duration_seconds)
-    other = goodput.badput_seconds["other"]
-    ok = gap <= CLOSURE_RATIO * goodput.wall_duration_seconds and other >= 0
-    return Check(
-        name="goodput_closes",
-        ok=ok,
-        detail="" if ok else f"parts miss wall time by {gap:.6f} s, other is {other:.6f} s",
-    )
-
-
 def _without_present(missing: Mapping[str, str], facts: RunFacts) -> dict[str, str]:
-    always: dict[str, Any] = {"telemetry": "no GPU"}
+    always: dict[str, Any] = {}
     if facts.goodput is not None:
         always["goodput.overlapped_seconds"] = "host time of one thread: spans never overlap"
         always["goodput.observer_seconds"] = "benchmarks/goodput_cost.py measures it, not a run"

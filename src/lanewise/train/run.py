@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from lanewise.errors import UsageError
 from lanewise.lane.built import require_built
 from lanewise.lane.gpu import find_gpu
 from lanewise.measure.goodput import GoodputClock
-from lanewise.measure.memory import CPU_METHOD, live_tensors, measure_cpu_step, peak_rss_bytes
+from lanewise.measure.host import Host, SystemHost
+from lanewise.measure.memory import live_tensors, measure_cpu_step
 from lanewise.measure.steady import RULE, detect_warmup
 from lanewise.measure.steps import StepRecorder
 from lanewise.models.problems import lane_problems
@@ -24,14 +26,26 @@ from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.parallel import compile_regions, recompute
 from lanewise.receipts.environment import collect_environment, collect_machine
-from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
+from lanewise.receipts.schema import Memory, RunReceipt, Warmup
 from lanewise.receipts.store import Store
+from lanewise.receipts.telemetry import HostWindow
 from lanewise.train import checkpoint, routing, saved
 from lanewise.train.build import build_model
+from lanewise.train.compile_record import compile_record
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
 from lanewise.train.loop import StepResult, TrainingLoop
+from lanewise.train.meters import (
+    NO_MEMORY,
+    RESERVE_TAG,
+    CpuMeters,
+    CudaMeters,
+    HostWatch,
+    Meters,
+    with_huge_pages,
+)
 from lanewise.train.optim import parameter_groups
+from lanewise.train.receipt import Finished as Finished
 from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import LOAD_FIELDS
@@ -40,30 +54,6 @@ MIN_STEADY_STEPS = 8
 """Least steady steps of a run that detects its own warm-up."""
 
 SWITCHED_OFF = "observability.{} is off"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """A run that wrote its receipt.
-
-    Attributes:
-        receipt: what was written, but for `artifacts`, which the store adds.
-        location: file or URI of the receipt.
-    """
-
-    receipt: RunReceipt
-    location: str
-
-    @property
-    def validity(self) -> str:
-        """Whether the run may count as evidence."""
-        return self.receipt.outcome.validity
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Name and detail of every check that failed."""
-        checks = self.receipt.outcome.checks
-        return tuple(f"{check.name}: {check.detail}" for check in checks if not check.ok)
 
 
 class Run:
@@ -77,6 +67,8 @@ class Run:
         clock: monotonic nanoseconds.
         today: wall-clock time in UTC, for the receipt.
         host_allocator: what `prepare_process` answered, for the receipt.
+        cache_digest: of the run's private compile cache before it compiled; None without one.
+        host: the machine, watched over the steps of a run that no campaign watches.
 
     Attributes:
         goodput: the run's clock.
@@ -90,6 +82,8 @@ class Run:
         clock: Callable[[], int] = time.perf_counter_ns,
         today: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
         host_allocator: str = "the C library's default",
+        cache_digest: str | None = None,
+        host: Host | None = None,
     ) -> None:
         resolved = request.resolved
         require_built(resolved.lane)
@@ -98,6 +92,7 @@ class Run:
         self._created_at = today().isoformat(timespec="seconds").replace("+00:00", "Z")
         self._clock = clock
         self._host_allocator = host_allocator
+        self._cache_digest = cache_digest
         self._start_ns = clock()
         watched = self.lane.observability
         self.goodput = GoodputClock(clock, enabled=watched.goodput)
@@ -106,6 +101,8 @@ class Run:
         self._expert_loads: list[np.ndarray] = []
         self._auxiliary_losses: dict[str, list[float]] = {}
         self._gpu = find_gpu() if resolved.device_type == "cuda" else None
+        self._meters: Meters = CpuMeters() if self._gpu is None else CudaMeters(self._gpu.uuid)
+        self._host_watch = HostWatch(host or SystemHost(), request.cores)
         self._origin: saved.Origin | None = None
         self._finished = False
         self._compile_seconds = 0.0
@@ -228,8 +225,15 @@ class Run:
 
     def step(self) -> StepResult:
         """Take one optimizer step and record it."""
+        if not len(self._recorder):
+            self._meters.start()
+            if self.request.experiment is None:
+                self._host_watch.start()
+        self._meters.before_step()
         start_ns = self._clock()
         result = self._loop.step()
+        tags = self._meters.after_step()
+        result = dataclasses.replace(result, tags=(*result.tags, *tags))
         self._recorder.record(
             step=result.step,
             start_seconds=(start_ns - self._start_ns) / 1e9,
@@ -292,18 +296,29 @@ class Run:
             rule=RULE, steps=min(steps, len(self._recorder)), steady=steady, reason=reason
         )
 
-    def finish(self, *, warmup: Warmup | None = None, aborted: str | None = None) -> Finished:
+    def finish(
+        self,
+        *,
+        warmup: Warmup | None = None,
+        aborted: str | None = None,
+        host: Mapping[str, Any] | None = None,
+    ) -> Finished:
         """Close the run and write its receipt; once.
 
         Args:
             warmup: steps to drop, decided by a campaign; None detects them here.
             aborted: why not all steps were taken, or None.
+            host: what a campaign saw of the host over the steps (`train.request`); None reads it here.
         """
         if self._finished:
             raise RuntimeError("finish was called twice; a run writes exactly one receipt")
         self._finished = True
+        window, missing = with_huge_pages(
+            self._host_window(host)
+        )  # before anything else makes the host busy
+        telemetry, reasons = self._meters.telemetry()
+        missing |= reasons
         observations = dict(self.ops.observed())
-        missing: dict[str, str] = {}
         memory = self._memory(missing, aborted)
         watched = self.lane.observability
         if not watched.measurements:
@@ -325,8 +340,16 @@ class Run:
                 auxiliary_losses=self._auxiliary_losses,
                 warmup=warmup or self._detect_warmup(),
                 goodput=self.goodput.summary(),
-                compile=self._compile_record(),
+                compile=compile_record(
+                    enabled=resolved.runtime_switches.get("regional_compile", False),
+                    seconds=self._compile_seconds,
+                    cache_digest=self._cache_digest,
+                    missing=missing,
+                ),
                 memory=memory,
+                telemetry=telemetry,
+                host=window,
+                device_step_seconds=self._meters.step_seconds(),
                 environment=collect_environment(
                     num_threads=self.request.num_threads, gpu=self._gpu
                 ),
@@ -343,61 +366,35 @@ class Run:
         receipt_id, location = Store(self.request.store_root).write_receipt(body, steps=steps)
         return Finished(receipt=RunReceipt(receipt_id=receipt_id, **body), location=location)
 
+    def _host_window(self, host: Mapping[str, Any] | None) -> HostWindow | str:
+        if host is not None:
+            return str(host["missing"]) if "missing" in host else HostWindow.model_validate(host)
+        if self.request.experiment is not None:
+            return "the campaign did not watch the host"
+        return self._host_watch.window()
+
     def _detect_warmup(self) -> Warmup:
         return detect_warmup(
             self._recorder.durations_seconds,
-            tagged=self._recorder.tagged("compile"),
+            tagged=self._recorder.tagged("compile", RESERVE_TAG),
             min_steady=MIN_STEADY_STEPS,
-        )
-
-    def _compile_record(self) -> CompileRecord:
-        if not self.request.resolved.runtime_switches.get("regional_compile", False):
-            return CompileRecord(
-                enabled=False,
-                cache_state="unused",
-                compile_duration_seconds=0.0,
-                graph_breaks=0,
-                recompiles=0,
-                graph_captures=0,
-            )
-        counts = compile_regions.compile_counts()
-        return CompileRecord(
-            enabled=True,
-            cache_state=counts.cache_state,
-            compile_duration_seconds=self._compile_seconds,
-            graph_breaks=counts.graph_breaks,
-            recompiles=counts.recompiles,
-            graph_captures=0,
         )
 
     def _memory(self, missing: dict[str, str], aborted: str | None) -> Memory:
         if not self.lane.observability.measurements:
             missing["memory"] = SWITCHED_OFF.format("measurements")
-            return Memory(
-                method="none",
-                peak_allocated_bytes=None,
-                peak_reserved_bytes=None,
-                peak_device_used_bytes=None,
-                alloc_retries=None,
-                ooms=None,
-            )
-        for counter in ("peak_reserved_bytes", "alloc_retries", "ooms"):
-            missing[f"memory.{counter}"] = "the CPU allocator keeps no such counter"
-        peak_rss = peak_rss_bytes()  # before the profiler, whose events take memory themselves
-        peak_tensor_bytes: int | None = None
+            return NO_MEMORY
+        profiled: Callable[[], int] | str = self._profiled_step
         if aborted is not None:
-            missing["memory.peak_allocated_bytes"] = "the run was aborted before its profiled step"
+            profiled = "the run was aborted before its profiled step"
         elif not self.request.measure_memory:
-            missing["memory.peak_allocated_bytes"] = "no profiled step was asked for"
-        else:
-            with self.goodput.span("profiler"):
-                live = live_tensors(self.model, [self._optimizer])
-                peak_tensor_bytes = measure_cpu_step(self._loop.untimed_step, live).peak_bytes
-        return Memory(
-            method=CPU_METHOD,
-            peak_allocated_bytes=peak_tensor_bytes,
-            peak_reserved_bytes=None,
-            peak_device_used_bytes=peak_rss,
-            alloc_retries=None,
-            ooms=None,
-        )
+            profiled = "no profiled step was asked for"
+        memory, reasons = self._meters.memory(profiled)
+        missing |= reasons
+        return memory
+
+    def _profiled_step(self) -> int:
+        """Peak tensor bytes of one more step, which nothing else counts."""
+        with self.goodput.span("profiler"):
+            live = live_tensors(self.model, [self._optimizer])
+            return measure_cpu_step(self._loop.untimed_step, live).peak_bytes
