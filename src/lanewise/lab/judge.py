@@ -27,15 +27,11 @@ Reading = Callable[[RunReceipt], float | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedBlock:
-    """A block, why it does not count if it does not, and its effect if it does."""
+    """A block, the gates it passed, why it does not count if it does not, and its effect if it does."""
 
     evidence: BlockEvidence
-    gates: tuple[Gate, ...]
-
-    @property
-    def faults(self) -> tuple[Fault, ...]:
-        """Why the block does not count."""
-        return faults_of(self.gates)
+    faults: tuple[Fault, ...]
+    gates: tuple[Gate, ...] = ()
 
     @property
     def valid(self) -> bool:
@@ -82,12 +78,11 @@ def judge(
         cache: state of the compile caches that the campaign prepared; None where it did not say.
     """
     reference = next((block for block in blocks if not block.unreadable), None)
-    return tuple(
-        JudgedBlock(
-            evidence=block, gates=block_gates(block, arms, reference=reference, cache=cache)
-        )
-        for block in blocks
-    )
+    judged = []
+    for block in blocks:
+        gates = block_gates(block, arms, reference=reference, cache=cache)
+        judged.append(JudgedBlock(evidence=block, faults=faults_of(gates), gates=gates))
+    return tuple(judged)
 
 
 def metric(
