@@ -173,14 +173,12 @@ def test_machine_id_is_hashed_and_files_are_tried_in_order(tmp_path: Path) -> No
     ],
 )
 def test_malloc_is_told_about_huge_pages_where_it_can_be(monkeypatch, library, before, expected):
-    monkeypatch.setattr(environment.platform, "libc_ver", lambda: library)
+    monkeypatch.setattr(env.platform, "libc_ver", lambda: library)
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if before is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", before)
-    assert environment.child_environment(1, starts_anew=True).get("GLIBC_TUNABLES") == expected
-    assert "GLIBC_TUNABLES" not in environment.child_environment(1), (
-        "malloc has read its own already"
-    )
+    assert env.child_environment(1, starts_anew=True).get("GLIBC_TUNABLES") == expected
+    assert "GLIBC_TUNABLES" not in env.child_environment(1), "malloc has read its own already"
 
 
 @pytest.mark.parametrize(
@@ -212,12 +210,12 @@ def test_malloc_is_told_about_huge_pages_where_it_can_be(monkeypatch, library, b
 def test_what_malloc_was_told_is_said_with_what_the_kernel_offers(
     monkeypatch, tmp_path, library, value, kernel, said
 ):
-    monkeypatch.setattr(environment.platform, "libc_ver", lambda: library)
+    monkeypatch.setattr(env.platform, "libc_ver", lambda: library)
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if value is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", value)
     file = tmp_path / "enabled"
     if kernel is not None:
         file.write_text(kernel)
-    monkeypatch.setattr(environment, "_HUGE_PAGES_FILE", file)
-    assert environment.huge_pages_reason().startswith(said)
+    monkeypatch.setattr(env, "_HUGE_PAGES_FILE", file)
+    assert env.huge_pages_reason().startswith(said)
