@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from lanewise.errors import CampaignError, StoreError
 from lanewise.lab.protocol import BlockDesign
+from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.schema import Digest, Record
 
 
@@ -55,6 +56,8 @@ class BlockLost(Record):
     """A block that was thrown away because a process failed in it, or because others used the machine.
 
     Attributes:
+        failure_family: kind of failure; null where input was refused, and in journals before there were families.
+        failure: its facts.
         receipts: arm → receipt ids of a block that ran to its end and was disturbed; empty where a process failed.
     """
 
@@ -64,6 +67,8 @@ class BlockLost(Record):
     attempt: int
     reason: str
     wall_seconds: float
+    failure_family: FailureFamily | None = None
+    failure: Failure | None = None
     receipts: dict[str, tuple[Digest, ...]] = Field(default_factory=dict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import math
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lanewise.errors import UsageError
+from lanewise.errors import LanewiseError, RunFailed, UsageError
 from lanewise.lane.built import require_built
 from lanewise.lane.gpu import find_gpu
 from lanewise.measure.goodput import GoodputClock
@@ -25,35 +26,36 @@ from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.parallel import compile_regions, recompute
+from lanewise.receipts.document import short
 from lanewise.receipts.environment import collect_environment, collect_machine
-from lanewise.receipts.schema import Memory, RunReceipt, Warmup
+from lanewise.receipts.failures import Failure
+from lanewise.receipts.schema import CompileRecord, RunReceipt, Warmup
 from lanewise.receipts.store import Store
-from lanewise.receipts.telemetry import HostWindow
 from lanewise.train import checkpoint, routing, saved
 from lanewise.train.build import build_model
-from lanewise.train.compile_record import compile_record
+from lanewise.train.compiling import compile_record, trigger_compilation
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
-from lanewise.train.loop import StepResult, TrainingLoop
-from lanewise.train.meters import (
-    NO_MEMORY,
-    RESERVE_TAG,
-    CpuMeters,
-    CudaMeters,
-    HostWatch,
-    Meters,
-    with_huge_pages,
+from lanewise.train.failure import (
+    circumstances,
+    failure_of,
+    in_words,
+    is_compiler_error,
+    is_out_of_memory,
 )
+from lanewise.train.finished import Finished
+from lanewise.train.flops_receipt import stored_ceiling, tokens_per_step
+from lanewise.train.loop import StepResult, TrainingLoop
+from lanewise.train.memory_receipt import SWITCHED_OFF, memory_record
+from lanewise.train.meters import RESERVE_TAG
 from lanewise.train.optim import parameter_groups
-from lanewise.train.receipt import Finished as Finished
-from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
+from lanewise.train.readings import MachineWatch
+from lanewise.train.receipt import RunFacts, assemble
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import LOAD_FIELDS
 
 MIN_STEADY_STEPS = 8
 """Least steady steps of a run that detects its own warm-up."""
-
-SWITCHED_OFF = "observability.{} is off"
 
 
 class Run:
@@ -100,9 +102,9 @@ class Run:
         self._recorder = StepRecorder()
         self._expert_loads: list[np.ndarray] = []
         self._auxiliary_losses: dict[str, list[float]] = {}
+        self._layer_losses: dict[tuple[int, str], list[float]] = {}
         self._gpu = find_gpu() if resolved.device_type == "cuda" else None
-        self._meters: Meters = CpuMeters() if self._gpu is None else CudaMeters(self._gpu.uuid)
-        self._host_watch = HostWatch(host or SystemHost(), request.cores)
+        self._watch = MachineWatch(self._gpu, host or SystemHost(), request)
         self._origin: saved.Origin | None = None
         self._finished = False
         self._compile_seconds = 0.0
@@ -174,28 +176,17 @@ class Run:
         if compiled:
             compile_regions.compile_blocks(self.model.sub_layers, offered)
             start_ns = self._clock()
-            with self.goodput.span("compile"):
-                self._trigger_compilation(device)
+            try:
+                with self.goodput.span("compile"):
+                    trigger_compilation(
+                        self.model, self._optimizer, lane, replay=self._replay, step=self.next_step
+                    )
+            except Exception as error:
+                # Everything a receipt needs is built by now, and a compiler that gives up is evidence.
+                self._compile_seconds = (self._clock() - start_ns) / 1e9
+                raise self.give_up(error) from error
             self._compile_seconds = (self._clock() - start_ns) / 1e9
         self.ops.reset_counters()
-
-    def _trigger_compilation(self, device: torch.device) -> None:
-        """One forward and backward on a made-up batch, so that no training step compiles; leaves no trace in the model."""
-        batch = self.lane.batch
-        shape = (batch.micro_batch_size, batch.sequence_length)
-        tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        loads = [buffer for name, buffer in self.model.named_buffers() if name.endswith("load")]
-        before = [load.clone() for load in loads]
-        # Called as a training step will call it, or the first step would compile again.
-        document_ids = tokens if self.lane.data.isolate_documents else None
-        expert_ids = None
-        if self._replay is not None:
-            (expert_ids, *_) = self._replay.peek(self._loop.next_step, device)
-        loss = self.model(tokens, tokens, document_ids=document_ids, expert_ids=expert_ids)
-        loss.total.backward()
-        self._optimizer.zero_grad(set_to_none=True)
-        for load, value in zip(loads, before, strict=True):
-            load.copy_(value)
 
     def describe(self) -> str:
         """One line: parameters, data, tokens of a step."""
@@ -225,14 +216,10 @@ class Run:
 
     def step(self) -> StepResult:
         """Take one optimizer step and record it."""
-        if not len(self._recorder):
-            self._meters.start()
-            if self.request.experiment is None:
-                self._host_watch.start()
-        self._meters.before_step()
+        self._watch.before_step()
         start_ns = self._clock()
         result = self._loop.step()
-        tags = self._meters.after_step()
+        tags = self._watch.after_step()
         result = dataclasses.replace(result, tags=(*result.tags, *tags))
         self._recorder.record(
             step=result.step,
@@ -248,6 +235,8 @@ class Run:
             self._expert_loads.append(result.expert_loads)
         for name, value in result.auxiliary_losses.items():
             self._auxiliary_losses.setdefault(name, []).append(value)
+        for layer_and_name, value in result.layer_losses.items():
+            self._layer_losses.setdefault(layer_and_name, []).append(value)
         return result
 
     def save_checkpoint(self) -> Path | None:
@@ -296,11 +285,33 @@ class Run:
             rule=RULE, steps=min(steps, len(self._recorder)), steady=steady, reason=reason
         )
 
+    def give_up(self, error: Exception) -> Exception:
+        """Write the receipt of a run that an error has ended; returns what to raise.
+
+        That is the error itself, or, for one that only torch can read, a line a person can act on. Where no receipt can
+        be written either, the error speaks alone.
+        """
+        failure = failure_of(
+            error,
+            circumstances(
+                step=self.next_step if self._recorder else None, compiled=self._compile_record({})
+            ),
+        )
+        line = in_words(failure, error)
+        kept = ""
+        with contextlib.suppress(LanewiseError):
+            finished = self.finish(aborted=line, failure=failure)
+            kept = f"; receipt {short(finished.receipt.receipt_id)} has the facts"
+        if is_compiler_error(error) or is_out_of_memory(error):
+            return RunFailed(line + kept)
+        return error
+
     def finish(
         self,
         *,
         warmup: Warmup | None = None,
         aborted: str | None = None,
+        failure: Failure | None = None,
         host: Mapping[str, Any] | None = None,
     ) -> Finished:
         """Close the run and write its receipt; once.
@@ -308,19 +319,24 @@ class Run:
         Args:
             warmup: steps to drop, decided by a campaign; None detects them here.
             aborted: why not all steps were taken, or None.
+            failure: the facts of what stopped it, or None where nothing did or the checks of the receipt tell.
             host: what a campaign saw of the host over the steps (`train.request`); None reads it here.
         """
         if self._finished:
             raise RuntimeError("finish was called twice; a run writes exactly one receipt")
         self._finished = True
-        window, missing = with_huge_pages(
-            self._host_window(host)
-        )  # before anything else makes the host busy
-        telemetry, reasons = self._meters.telemetry()
-        missing |= reasons
+        readings = self._watch.close(host)  # before anything else makes the machine busy
+        missing = dict(readings.missing)
         observations = dict(self.ops.observed())
-        memory = self._memory(missing, aborted)
         watched = self.lane.observability
+        memory = memory_record(
+            missing,
+            is_measured=watched.measurements,
+            is_profiled=self.request.measure_memory,
+            aborted=aborted,
+            meters=self._watch.meters,
+            peak_tensor_bytes=self._peak_tensor_bytes,
+        )
         if not watched.measurements:
             reason = SWITCHED_OFF.format("measurements")
             missing["numerics.grad_norm_last"] = reason
@@ -328,7 +344,7 @@ class Run:
                 missing |= dict.fromkeys(LOAD_FIELDS, reason)
         if not watched.goodput:
             missing["goodput"] = SWITCHED_OFF.format("goodput")
-        resolved = self.request.resolved
+        machine = collect_machine(self.request.resolved.machine_class, gpu=self._gpu)
         body = assemble(
             RunFacts(
                 request=self.request,
@@ -338,40 +354,29 @@ class Run:
                 recorder=self._recorder,
                 expert_loads=self._expert_loads,
                 auxiliary_losses=self._auxiliary_losses,
+                layer_losses=self._layer_losses,
                 warmup=warmup or self._detect_warmup(),
                 goodput=self.goodput.summary(),
-                compile=compile_record(
-                    enabled=resolved.runtime_switches.get("regional_compile", False),
-                    seconds=self._compile_seconds,
-                    cache_digest=self._cache_digest,
-                    missing=missing,
-                ),
+                compile=self._compile_record(missing),
                 memory=memory,
-                telemetry=telemetry,
-                host=window,
-                device_step_seconds=self._meters.step_seconds(),
+                readings=readings,
                 environment=collect_environment(
                     num_threads=self.request.num_threads, gpu=self._gpu
                 ),
-                machine=collect_machine(resolved.machine_class, gpu=self._gpu),
+                machine=machine,
                 data=self.corpus.record,
                 missing=missing,
                 initial_weights=None if self._origin is None else self._origin.model_dump(),
                 host_allocator=self._host_allocator,
                 routing_ids_digest=routing.ids_digest(self._replay, self._record),
                 aborted=aborted,
+                failure=failure,
+                ceiling=stored_ceiling(self.request, machine, self._created_at),
             )
         )
         steps = self._recorder.series() if watched.temporal_perf else None
         receipt_id, location = Store(self.request.store_root).write_receipt(body, steps=steps)
         return Finished(receipt=RunReceipt(receipt_id=receipt_id, **body), location=location)
-
-    def _host_window(self, host: Mapping[str, Any] | None) -> HostWindow | str:
-        if host is not None:
-            return str(host["missing"]) if "missing" in host else HostWindow.model_validate(host)
-        if self.request.experiment is not None:
-            return "the campaign did not watch the host"
-        return self._host_watch.window()
 
     def _detect_warmup(self) -> Warmup:
         return detect_warmup(
@@ -380,21 +385,16 @@ class Run:
             min_steady=MIN_STEADY_STEPS,
         )
 
-    def _memory(self, missing: dict[str, str], aborted: str | None) -> Memory:
-        if not self.lane.observability.measurements:
-            missing["memory"] = SWITCHED_OFF.format("measurements")
-            return NO_MEMORY
-        profiled: Callable[[], int] | str = self._profiled_step
-        if aborted is not None:
-            profiled = "the run was aborted before its profiled step"
-        elif not self.request.measure_memory:
-            profiled = "no profiled step was asked for"
-        memory, reasons = self._meters.memory(profiled)
-        missing |= reasons
-        return memory
+    def _compile_record(self, missing: dict[str, str]) -> CompileRecord:
+        enabled = self.request.resolved.runtime_switches.get("regional_compile", False)
+        return compile_record(
+            enabled=enabled,
+            seconds=self._compile_seconds,
+            cache_digest=self._cache_digest,
+            missing=missing,
+        )
 
-    def _profiled_step(self) -> int:
-        """Peak tensor bytes of one more step, which nothing else counts."""
+    def _peak_tensor_bytes(self) -> int:
         with self.goodput.span("profiler"):
             live = live_tensors(self.model, [self._optimizer])
             return measure_cpu_step(self._loop.untimed_step, live).peak_bytes
