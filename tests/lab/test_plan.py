@@ -10,8 +10,8 @@ from lanewise.lab.plan import (
     allocate,
     block_seconds,
     parse_budget,
-    planned_mde,
 )
+from lanewise.measure.stats import mde
 
 
 def cost(step: float = 0.1, setup: float = 0.5) -> ArmCost:
@@ -74,14 +74,37 @@ def test_the_plan_never_exceeds_what_is_available(steps, seconds):
             assert feature.skipped_reason.startswith("over budget: needs ~")
 
 
-def test_more_budget_buys_blocks_then_quads_then_more_blocks():
-    three, four, sharper, most = (
-        allot([candidate("f")], seconds)[0] for seconds in (13.5, 18.0, 30.0, 1000.0)
-    )
-    assert (three.blocks, three.quads) == (3, 3)
-    assert (four.blocks, four.quads) == (4, 3)
-    assert sharper.blocks == 4
-    assert sharper.quads > 3
+@pytest.mark.parametrize("seconds", [13.5, 18.0, 30.0, 60.0, 120.0, 1000.0])
+@pytest.mark.parametrize("design", ["lockstep", "sequential"])
+@pytest.mark.parametrize("setup", [0.5, 3.0])
+def test_the_budget_buys_the_pair_that_detects_the_smallest_effect(seconds, design, setup):
+    """Every pair that can be paid is tried here, with variance 1 + ratio²/quads of a block."""
+    if design == "sequential" or setup > 1:
+        seconds *= 8
+    ratio = protocol.QUAD_NOISE_RATIO[design]
+    (found,) = allot([candidate("f", setup=setup)], seconds, design=design)
+
+    def detectable(blocks, quads):
+        return mde((1 + ratio**2 / quads) ** 0.5, blocks)
+
+    payable = [
+        detectable(blocks, quads)
+        for blocks in range(protocol.VERDICT_BLOCKS, protocol.MAX_BLOCKS + 1)
+        for quads in range(protocol.MIN_QUADS, protocol.MAX_QUADS + 1)
+        if blocks
+        * block_seconds(
+            cost(setup=setup), cost(setup=setup), quads, finish_seconds=1.0, design=design
+        )
+        <= seconds
+    ]
+    assert detectable(found.blocks, found.quads) == pytest.approx(min(payable))
+
+
+def test_dear_setups_buy_longer_blocks_and_all_the_money_buys_all_there_is():
+    cheap, dear = (allot([candidate("f", setup=s)], 120.0)[0] for s in (0.1, 20.0))
+    assert dear.blocks < cheap.blocks
+    assert dear.quads > cheap.quads
+    most = allot([candidate("f")], 5000.0)[0]
     assert (most.blocks, most.quads) == (protocol.MAX_BLOCKS, protocol.MAX_QUADS)
 
 
@@ -114,6 +137,17 @@ def test_the_users_number_of_blocks_is_kept():
         allot([candidate("f")], 20.0, blocks=7)
 
 
-def test_the_detectable_effect_shrinks_with_blocks_and_grows_with_noise():
-    few, many = (allot([candidate("f")], s) for s in (14.5, 1000.0))
-    assert planned_mde(0.03, many) < planned_mde(0.03, few) < planned_mde(0.1, few)
+def test_blocks_that_an_effect_needs_are_kept_per_feature():
+    features = allot([candidate("f"), candidate("tax")], 600.0, blocks={"f": 14, "tax": 9})
+    assert [f.blocks for f in features] == [14, 9]
+    assert sum(f.blocks * f.block_seconds for f in features) <= 600.0
+
+
+def test_an_effect_drops_no_feature_for_the_budget_but_says_what_is_lacking():
+    # a block of three quads: 0.7 setup + 2 closing + 16 steps of 0.1 s = 4.3 s; 20 of them over two features 86 s
+    with pytest.raises(UsageError) as error:
+        allot([candidate("f"), candidate("g")], 60.0, blocks={"f": 10, "g": 10})
+    said = str(error.value)
+    assert "20 blocks over 2 features, about 86 s" in said
+    assert "the budget leaves 60 s" in said
+    assert "add 26 s to --budget" in said

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.document import receipt_id_of
 from lanewise.receipts.schema import BADPUT_CATEGORIES, RunReceipt, StepSeries
@@ -154,6 +155,8 @@ RECEIPT_BODY: dict[str, Any] = {
         "graph_breaks": 0,
         "recompiles": 0,
         "graph_captures": 0,
+        "cache_digest": None,
+        "warmup_policy": "nothing_compiled",
     },
     "memory": {
         "method": "tensor storage in one profiled step",
@@ -162,6 +165,22 @@ RECEIPT_BODY: dict[str, Any] = {
         "peak_device_used_bytes": 480_000_000,
         "alloc_retries": None,
         "ooms": None,
+    },
+    "profile": {
+        "method": "one profiled step",
+        "step_seconds": 0.12,
+        "ops": {
+            "moe_experts": {"share_ratio": 0.25, "launches": 5},
+            "ssm_scan": {"share_ratio": 0.3, "launches": 3},
+        },
+        "blocks": {
+            "E": {"share_ratio": 0.3, "launches": 5},
+            "M": {"share_ratio": 0.4, "launches": 3},
+        },
+    },
+    "backend_versions": {
+        "moe_experts=sorted.torch": {"torch": "2.13.0", "kernels/moe_experts_torch.py": "sha256:1"},
+        "ssm_scan=chunked.torch": {"torch": "2.13.0", "kernels/ssm_scan_torch.py": "sha256:2"},
     },
     "flops": {
         "convention": "lanewise-flops",
@@ -190,6 +209,15 @@ RECEIPT_BODY: dict[str, Any] = {
         "hardware_flops_utilization_ratio": 0.375,
         "hardware_flops_per_token": 6_600_000.0,
         "six_n_active_flops_per_token": 6_000_000.0,
+        "ceiling": {
+            "matmul_flops_per_second": 90e9,
+            "dtype": "fp32",
+            "num_threads": 1,
+            "measured_at": "2026-11-23T09:00:00Z",
+            "age_seconds": 3600.0,
+            "machine_instance_digest": sha("machine instance"),
+        },
+        "flags": [],
     },
     "routing": {
         "mode": "learned",
@@ -199,6 +227,8 @@ RECEIPT_BODY: dict[str, Any] = {
         "expert_picks": [[30, 10], [20, 20]],
         "expert_picks_cv": [0.5, 0.0],
         "null_ratio": 0.0,
+        "expert_ranks": [0, 0],
+        "tokens_between_ranks": [[0]],
     },
     "telemetry": {
         "sm_clock_hertz": None,
@@ -207,6 +237,18 @@ RECEIPT_BODY: dict[str, Any] = {
         "energy_joules": None,
         "temperature_celsius": None,
         "clock_event_reasons": [],
+    },
+    "host": {
+        "window_seconds": 4.0,
+        "cores": [1],
+        "pinned": True,
+        "steal_ratio": 0.001,
+        "foreign_load_ratio": 0.02,
+        "cpu_seconds": 1.9,
+        "involuntary_switches": 12,
+        "major_faults": 0,
+        "frequency_hertz": 2.5e9,
+        "huge_page_bytes": 67108864,
     },
     "numerics": {
         "loss_first": 5.55,
@@ -251,7 +293,9 @@ RECEIPT_BODY: dict[str, Any] = {
         "memory": "the CPU allocator keeps no such counters",
         "flops.peak_flops_per_second": "no published peak for this CPU",
         "flops.peak_source": "no published peak for this CPU",
+        "flops.tensor_activity": "no GPU",
         "telemetry": "no GPU",
+        "compile.cache_digest": "nothing is compiled",
     },
     "extensions": {},
 }
@@ -401,3 +445,21 @@ def make_decision(changes: Mapping[str, Any] | None = None) -> Decision:
 def make_campaign(changes: Mapping[str, Any] | None = None) -> CampaignRecord:
     """A complete campaign of one feature."""
     return CampaignRecord.model_validate(override(CAMPAIGN, changes))
+
+
+def make_ceilings(changes: Mapping[str, Any] | None = None) -> CeilingRecord:
+    """What the example machine does at best with one thread."""
+    document = {
+        "measured_at": "2026-11-23T09:00:00Z",
+        "producer": PRODUCER,
+        "machine": MACHINE,
+        "torch_version": "2.13.0",
+        "dtype": "fp32",
+        "num_threads": 1,
+        "copy_bytes_per_second": 12e9,
+        "copy_buffer_bytes": 2**26,
+        "matmul_flops_per_second": 90e9,
+        "matmul_size": 1024,
+        "num_samples": {"copy": 15, "matmul": 15},
+    }
+    return CeilingRecord.model_validate(override(document, changes))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lanewise.cli.output import JsonFlag, StoreOption, console, print_json, store_root
+from lanewise.cli.output import DeviceOption, JsonFlag, StoreOption, console, print_json, store_root
 from lanewise.errors import RunInterrupted, UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,15 @@ BlocksOption = Annotated[
         "--blocks", min=2, max=99, help="Blocks of each feature.", show_default="by budget"
     ),
 ]
+EffectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--effect",
+        metavar="PERCENT",
+        help="Plan the blocks that find a change of step time this large (2%) with 80 % power; of a tax: this far from "
+        "its budget. --budget is then an upper bound.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
 ThreadsOption = Annotated[
     int | None,
@@ -71,6 +80,19 @@ SetOption = Annotated[
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="TOML or YAML with speed_defaults and taxes."),
+]
+PinOption = Annotated[
+    bool,
+    typer.Option(
+        "--pin/--no-pin", help="Keep training processes to processors of their own, on a CPU."
+    ),
+]
+CacheOption = Annotated[
+    Literal["warm", "cold"],
+    typer.Option(
+        "--cache",
+        help="Compiled runs find their code ready, or compile from nothing; cold takes 3 blocks or more.",
+    ),
 ]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="Text, JSONL or Parquet; replaces the lane's data.")
@@ -91,11 +113,15 @@ def ablate(
     design: DesignOption = "leave-one-out",
     block_design: BlockDesignOption = None,
     blocks: BlocksOption = None,
+    effect: EffectOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
     config: ConfigOption = None,
     data: DataOption = None,
+    device: DeviceOption = "auto",
+    pin: PinOption = True,
+    cache: CacheOption = "warm",
     resume: Annotated[
         bool, typer.Option("--resume", help="Run the missing blocks of an unfinished campaign.")
     ] = False,
@@ -116,7 +142,21 @@ def ablate(
             f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
         )
     options = _options(
-        lane, features, budget, design, block_design, blocks, seed, threads, overrides, config, data
+        lane,
+        features,
+        budget,
+        design,
+        block_design,
+        blocks,
+        effect,
+        seed,
+        threads,
+        overrides,
+        config,
+        data,
+        device,
+        pin=pin,
+        cache=cache,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
@@ -140,11 +180,15 @@ def plan(
     design: DesignOption = "leave-one-out",
     block_design: BlockDesignOption = None,
     blocks: BlocksOption = None,
+    effect: EffectOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
     config: ConfigOption = None,
     data: DataOption = None,
+    device: DeviceOption = "auto",
+    pin: PinOption = True,
+    cache: CacheOption = "warm",
     store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -154,7 +198,21 @@ def plan(
     from lanewise.lab.analyse import campaign_record
 
     options = _options(
-        lane, features, budget, design, block_design, blocks, seed, threads, overrides, config, data
+        lane,
+        features,
+        budget,
+        design,
+        block_design,
+        blocks,
+        effect,
+        seed,
+        threads,
+        overrides,
+        config,
+        data,
+        device,
+        pin=pin,
+        cache=cache,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         record = campaign_record(_lab(store, view).plan(options), status="PLANNED")
@@ -172,28 +230,42 @@ def _options(
     design: Literal["leave-one-out", "add-one"],
     block_design: Literal["lockstep", "sequential"] | None,
     blocks: int | None,
+    effect: str | None,
     seed: int,
     threads: int | None,
     overrides: list[str] | None,
     config: Path | None,
     data: str | None,
+    device: Literal["auto", "cpu", "cuda"],
+    *,
+    pin: bool,
+    cache: Literal["warm", "cold"],
 ) -> CampaignOptions:
+    from lanewise.lab.detect import parse_effect
     from lanewise.lab.plan import parse_budget
     from lanewise.lab.prepare import CampaignOptions
-    from lanewise.lane.machine import DEFAULT_CPU_THREADS, detect_machine_class
+    from lanewise.lane.machine import DEFAULT_CPU_THREADS, choose_device, detect_machine_class
 
+    if blocks is not None and effect is not None:
+        raise UsageError(
+            f"--blocks {blocks} and --effect {effect} both say how many blocks to run; give one of them"
+        )
+    device_type = choose_device(device)
     return CampaignOptions(
         lane=_load(lane, overrides, config),
-        machine_class=detect_machine_class("cpu"),
-        device_type="cpu",
+        machine_class=detect_machine_class(device_type),
+        device_type=device_type,
         features=tuple(features or ()),
         budget_seconds=parse_budget(budget),
         design=design,
         block_design=block_design,
         blocks=blocks,
+        effect_log=None if effect is None else parse_effect(effect),
         seed=seed,
         num_threads=threads or DEFAULT_CPU_THREADS,
         data_path=data,
+        pin=pin,
+        cache=cache,
     )
 
 
@@ -210,10 +282,9 @@ def _lab(store: str | None, view: CampaignView) -> Lab:
     import time
     from datetime import UTC, datetime
 
-    import psutil
-
     from lanewise.lab.children import ForkServerLauncher
     from lanewise.lab.session import Lab
+    from lanewise.measure.host import SystemHost
     from lanewise.receipts.store import Store
 
     return Lab(
@@ -224,9 +295,19 @@ def _lab(store: str | None, view: CampaignView) -> Lab:
         clock=time.monotonic,
         now=lambda: datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         new_token=lambda: secrets.token_hex(3),
-        free_memory_bytes=lambda: int(psutil.virtual_memory().available),
+        free_memory_bytes=_free_memory_bytes,
         listen=view.listen,
+        host=SystemHost(),
     )
+
+
+def _free_memory_bytes(device_type: Literal["cpu", "cuda"]) -> int | None:
+    """Memory that is free now where a lane's tensors will be."""
+    import psutil
+
+    from lanewise.lane.gpu import free_gpu_bytes
+
+    return free_gpu_bytes() if device_type == "cuda" else int(psutil.virtual_memory().available)
 
 
 def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:

@@ -21,9 +21,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import psutil
+from pydantic import TypeAdapter
 
 from lanewise.errors import ChildError
 from lanewise.receipts.environment import child_environment, exported
+from lanewise.receipts.failures import Failure, ProcessFailure, TimeoutFailure
 from lanewise.train.entry import child_main
 from lanewise.train.request import RunRequest
 
@@ -36,6 +38,9 @@ TERMINATE_SECONDS = 3.0
 
 EXIT_GRACE_SECONDS = 10.0
 """How long a child may take to leave after its last message before it is killed."""
+
+
+_FAILURE: TypeAdapter[Failure | None] = TypeAdapter(Failure | None)
 
 
 class Endpoint(Protocol):
@@ -63,7 +68,20 @@ class Launcher(Protocol):
         """Start it and return at once."""
 
 
-class ChildRefused(ChildError):
+class VisitFailed(ChildError):
+    """A visit ended before its receipt.
+
+    Attributes:
+        failure: the facts, told by the child or seen from here.
+    """
+
+    def __init__(self, message: str, failure: Failure | None) -> None:
+        """Keep the facts beside the sentence."""
+        super().__init__(message)
+        self.failure = failure
+
+
+class ChildRefused(VisitFailed):
     """A child said in its own words why it cannot go on.
 
     Attributes:
@@ -71,20 +89,23 @@ class ChildRefused(ChildError):
         child_exit_code: the code it would have exited with as a command (2 is the user's to fix).
     """
 
-    def __init__(self, label: str, reason: str, child_exit_code: int) -> None:
+    def __init__(
+        self, label: str, reason: str, child_exit_code: int, failure: Failure | None = None
+    ) -> None:
         """Keep the child's message apart from the place it happened."""
-        super().__init__(f"{label}: {reason}")
+        super().__init__(f"{label}: {reason}", failure)
         self.reason = reason
         self.child_exit_code = child_exit_code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stepped:
-    """Steps a child has taken. Durations in seconds, losses in nats per token."""
+    """Steps a child has taken. Durations in seconds, losses in nats per token, memory taken from its GPU."""
 
     duration_seconds: tuple[float, ...]
     loss: tuple[float, ...]
     tags: tuple[tuple[str, ...], ...]
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +126,11 @@ class Child:
         self._endpoint = endpoint
         self._ended = False
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._endpoint.pid
+
     def wait_ready(self, timeout_seconds: float) -> float:
         """Wait until the child has built its lane; returns its setup time in seconds."""
         return float(self._expect("ready", timeout_seconds)["setup_seconds"])
@@ -117,6 +143,7 @@ class Child:
             duration_seconds=tuple(float(value) for value in message["duration_seconds"]),
             loss=tuple(float(value) for value in message["loss"]),
             tags=tuple(tuple(tags) for tags in message["tags"]),
+            device_bytes=message.get("device_bytes"),
         )
         if len(stepped.duration_seconds) != count:
             raise ChildError(
@@ -126,15 +153,24 @@ class Child:
         return stepped
 
     def ask_to_finish(
-        self, *, warmup_steps: int | None, steady: bool | None, warmup_reason: str
+        self,
+        *,
+        warmup_steps: int | None,
+        steady: bool | None,
+        warmup_reason: str,
+        host: Mapping[str, Any] | None = None,
     ) -> None:
-        """Tell the child to close its run and write its receipt; `wait_finished` collects it."""
+        """Tell the child to close its run and write its receipt; `wait_finished` collects it.
+
+        `host` is what the lab saw of the host over the timed steps (`train.request`).
+        """
         self._send(
             {
                 "command": "finish",
                 "warmup_steps": warmup_steps,
                 "steady": steady,
                 "warmup_reason": warmup_reason,
+                "host": None if host is None else dict(host),
             }
         )
 
@@ -176,13 +212,19 @@ class Child:
         except TimeoutError as error:
             self._ended = True
             self._endpoint.close(0.0)
-            raise ChildError(
-                f"{self.label}: the process gave no answer for {timeout_seconds:.0f} s and was stopped"
+            raise VisitFailed(
+                f"{self.label}: the process gave no answer for {timeout_seconds:.0f} s and was stopped",
+                TimeoutFailure(waited_seconds=timeout_seconds),
             ) from error
         if message.get("event") == "failed":
             self._ended = True
             self._endpoint.close(EXIT_GRACE_SECONDS)
-            raise ChildRefused(self.label, str(message["error"]), int(message["exit_code"]))
+            raise ChildRefused(
+                self.label,
+                str(message["error"]),
+                int(message["exit_code"]),
+                _FAILURE.validate_python(message.get("failure")),
+            )
         if message.get("event") != event:
             raise ChildError(
                 f"{self.label}: expected {event!r}, the process answered {message.get('event')!r}"
@@ -191,7 +233,9 @@ class Child:
 
     def _died(self) -> ChildError:
         self._ended = True
-        return ChildError(f"{self.label}: {_ending(self._endpoint.close(EXIT_GRACE_SECONDS))}")
+        exit_code = self._endpoint.close(EXIT_GRACE_SECONDS)
+        failure = ProcessFailure(exit_code=exit_code, signal=_signal_name(exit_code))
+        return VisitFailed(f"{self.label}: {_ending(exit_code)}", failure)
 
 
 class ForkServerLauncher:
@@ -208,7 +252,7 @@ class ForkServerLauncher:
             also_preload: modules that the program's main module imports, so that no child imports them again.
         """
         self._context = multiprocessing.get_context("forkserver")
-        self._environment = child_environment(num_threads)
+        self._environment = child_environment(num_threads, starts_anew=True)
         self._context.set_forkserver_preload([*PRELOAD, *also_preload])
 
     def __call__(self, request: RunRequest) -> Endpoint:
@@ -273,11 +317,18 @@ class ProcessEndpoint:
 
 
 def _ending(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        try:
-            name = signal.Signals(-exit_code).name
-        except ValueError:
-            name = f"signal {-exit_code}"
+    name = _signal_name(exit_code)
+    if name is not None:
         hint = ", which is also how a system short of memory ends a process" * (name == "SIGKILL")
         return f"the process was killed by {name}{hint}"
     return f"the process ended with exit code {exit_code} in the middle of the visit"
+
+
+def _signal_name(exit_code: int | None) -> str | None:
+    """Name of the signal that ended a process; None when none did."""
+    if exit_code is None or exit_code >= 0:
+        return None
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"

@@ -8,23 +8,30 @@ from typing import Literal
 
 from lanewise.errors import UsageError
 from lanewise.lab.arms import ArmBuilder, Design, questions
+from lanewise.lab.caches import CacheMode, CompileCaches
 from lanewise.lab.children import Launcher
+from lanewise.lab.detect import blocks_to_find, planned_mde, registered
 from lanewise.lab.events import Listener, PilotVisited
 from lanewise.lab.margin import known_noise
 from lanewise.lab.pilot import Pilot
+from lanewise.lab.placement import Placement
 from lanewise.lab.plan import (
     RESERVE_RATIO,
     ArmCost,
     CampaignPlan,
+    FeaturePlan,
     allocate,
-    planned_mde,
 )
 from lanewise.lab.protocol import BlockDesign
+from lanewise.lane.machine import DeviceType
 from lanewise.lane.schema import Lane
 from lanewise.receipts.store import Store
 
 FINISH_SECONDS = 0.3
 """Assumed cost of closing a visit: hashing, writing, and in block 1 a profiled step. The runner learns the real one."""
+
+COLD_RUNS = 3
+"""Fewest compilations from nothing that say how compile time spreads (P11)."""
 
 MEMORY_HEADROOM = 0.8
 """Two copies may fill this share of the memory that is free before anything runs."""
@@ -43,9 +50,12 @@ class CampaignOptions:
         design: base of the comparison.
         block_design: how a block is run; None decides by memory.
         blocks: blocks per feature; None lets the budget decide.
+        effect_log: effect to find, from which blocks follow; None lets `blocks` or the budget decide.
         seed: of every random order.
         num_threads: threads of each training process.
         data_path: replaces the lane's data; None keeps it.
+        pin: keep training processes to processors of their own where the machine has enough.
+        cache: state in which compiled runs find their caches.
     """
 
     lane: Lane
@@ -59,6 +69,9 @@ class CampaignOptions:
     seed: int
     num_threads: int
     data_path: str | None
+    effect_log: float | None = None
+    pin: bool = True
+    cache: CacheMode = "warm"
 
 
 def make_plan(
@@ -69,8 +82,10 @@ def make_plan(
     clock: Callable[[], float],
     campaign_id: str,
     created_at: str,
-    free_memory_bytes: Callable[[], int | None],
+    free_memory_bytes: Callable[[DeviceType], int | None],
     listen: Listener,
+    placement: Placement,
+    caches: CompileCaches,
 ) -> CampaignPlan:
     """Time a pilot and spend the budget.
 
@@ -81,11 +96,14 @@ def make_plan(
         clock: seconds.
         campaign_id: name of the campaign.
         created_at: RFC 3339 time.
-        free_memory_bytes: memory that is free now, or None when the system does not tell.
+        free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
         listen: told about pilot visits.
+        placement: processors of the pilot's processes.
+        caches: compile caches that the pilot fills.
 
     Raises:
-        UsageError: a feature cannot be measured, the lane replays routing, or the budget is too small for one block.
+        UsageError: a feature cannot be measured, the lane replays routing, the budget is too small for one block or
+            for the effect asked for, or that effect cannot be found.
         ChildError: the base lane's process died.
     """
     moe = options.lane.model.moe
@@ -104,7 +122,11 @@ def make_plan(
         design=options.design,
     )
     asked = questions(builder, options.features)
-    free_bytes = free_memory_bytes()
+    if options.effect_log is not None:
+        # What cannot be found under the design that most lanes get is refused before the pilot takes its time.
+        hoped_for = known_noise(store, builder.base(), options.block_design or "lockstep")
+        blocks_to_find(options.effect_log, [q.arms for q in asked], hoped_for)
+    free_bytes = free_memory_bytes(options.device_type)
     pilot = Pilot(
         launcher=launcher,
         clock=clock,
@@ -113,20 +135,28 @@ def make_plan(
         data_path=options.data_path,
         budget_seconds=options.budget_seconds,
         on_visit=lambda name, cost: listen(_visited(name, cost)),
+        cores=placement.cores,
+        caches=caches,
     ).run(builder.base(), asked)
     block_design, notes = _block_design(
         options.block_design, pilot.largest_resident_pair([q.arms for q in asked]), free_bytes
     )
     if not options.lane.observability.temporal_perf:
         notes = (*notes, "observability.temporal_perf was switched on: the lab needs step series")
+    if not placement.pinned:
+        notes = (*notes, f"processes are not pinned: {placement.reason}")
     noise = known_noise(store, builder.base(), block_design)
     features = allocate(
         [pilot.candidate(question) for question in asked],
         options.budget_seconds * (1.0 - RESERVE_RATIO) - pilot.seconds,
         finish_seconds=FINISH_SECONDS,
         design=block_design,
-        blocks=options.blocks,
+        blocks=options.blocks
+        if options.effect_log is None
+        else blocks_to_find(options.effect_log, [q.arms for q in asked], noise),
     )
+    _require_cold_runs(options, features)
+    features = registered(features, [q.arms for q in asked], noise)
     return CampaignPlan(
         campaign_id=campaign_id,
         created_at=created_at,
@@ -146,8 +176,20 @@ def make_plan(
         noise_log=noise.block_sd_log,
         noise_source=noise.source,
         planned_mde_log=planned_mde(noise.block_sd_log, features),
+        pinned=placement.pinned,
+        cache=caches.mode,
         notes=notes,
+        effect_log=options.effect_log,
     )
+
+
+def _require_cold_runs(options: CampaignOptions, features: tuple[FeaturePlan, ...]) -> None:
+    fewest = min((f.blocks for f in features if f.skipped_reason is None), default=COLD_RUNS)
+    if options.cache == "cold" and fewest < COLD_RUNS:
+        raise UsageError(
+            f"--cache cold measures how compile time spreads over {COLD_RUNS} or more runs, and {fewest} blocks are "
+            f"planned; give a larger --budget, or --blocks {COLD_RUNS}"
+        )
 
 
 def _block_design(

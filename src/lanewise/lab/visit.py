@@ -8,14 +8,17 @@ from dataclasses import dataclass
 
 from lanewise.lab import protocol
 from lanewise.lab.arms import Arms
+from lanewise.lab.caches import CompileCaches
 from lanewise.lab.children import Child, Launcher, Stepped
 from lanewise.lab.plan import ArmCost, CampaignPlan
 from lanewise.lab.schedule import ArmName, block_seed
+from lanewise.lane.resolve import with_seed
+from lanewise.lane.resolved import ResolvedLane
 from lanewise.measure.steady import detect_warmup
 from lanewise.receipts.schema import Experiment, Warmup
 from lanewise.train.request import RunRequest
 
-SETUP_TAGS = frozenset({"compile", "autotune", "graph_capture"})
+SETUP_TAGS = frozenset({"compile", "autotune", "graph_capture", "reserve"})
 """Tags of steps that a steady state cannot contain."""
 
 PATIENCE = 20.0
@@ -35,6 +38,8 @@ class BlockTask:
         attempt: 1 or 2.
         quads: quads to run.
         store_root: where children write receipts.
+        cores: processors of both arms; None leaves them where the system puts them.
+        caches: private compile caches; None leaves the compilers' own.
     """
 
     plan: CampaignPlan
@@ -43,11 +48,21 @@ class BlockTask:
     attempt: int
     quads: int
     store_root: str
+    cores: tuple[int, ...] | None = None
+    caches: CompileCaches | None = None
 
     @property
     def seed(self) -> int:
         """Seed of this attempt's order."""
         return block_seed(self.plan.order_seed, self.arms.feature, self.block, self.attempt)
+
+    def _resolved(self, arm: ArmName) -> ResolvedLane:
+        """Blocks of a feature that changes the mathematics differ in seed, both arms alike: its effect on the loss needs
+        repetitions. Others repeat one seed, so that nothing but the machine varies."""
+        resolved = self.arms.arm(arm)
+        if self.arms.equal_mathematics:
+            return resolved
+        return with_seed(resolved, resolved.lane.seed + self.block - 1)
 
     def cost(self, arm: ArmName) -> ArmCost:
         """What the pilot says about an arm."""
@@ -59,7 +74,7 @@ class BlockTask:
     def request(self, arm: ArmName, position: int) -> RunRequest:
         """The run of one visit; memory is profiled in the first block only, it does not vary between processes."""
         return RunRequest(
-            resolved=self.arms.arm(arm),
+            resolved=self._resolved(arm),
             store_root=self.store_root,
             num_threads=self.plan.num_threads,
             data_path=self.plan.data_path,
@@ -72,8 +87,17 @@ class BlockTask:
                 design=self.plan.block_design,
                 order_seed=self.seed,
             ),
-            protocol=protocol.parameters(self.plan.block_design, num_threads=self.plan.num_threads),
+            protocol=protocol.parameters(
+                self.plan.block_design,
+                num_threads=self.plan.num_threads,
+                pinned=self.plan.pinned,
+                cache=self.plan.cache,
+            ),
             measure_memory=self.block == 1,
+            cores=self.cores,
+            compile_cache_dir=None
+            if self.caches is None
+            else self.caches.folder(self.arms.arm(arm)),
         )
 
 

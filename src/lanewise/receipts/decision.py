@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from lanewise.receipts.schema import Digest, LaneIdentity, Machine, Producer, Record
+from lanewise.receipts.profile import BackendVersions
+from lanewise.receipts.schema import Check, Digest, LaneIdentity, Machine, Producer, Record
 
 DECISION_SCHEMA_VERSION = "1.2.0"
 
@@ -88,6 +89,22 @@ class MetricDelta(Record):
     reason: str | None = None
 
 
+class BreakEven(Record):
+    """Steps after which saved step time has paid for extra compile time, from one state of the compile cache."""
+
+    cache_state: Literal["cold", "warm", "mixed"]
+    control_seconds: float | None
+    """Compile time of the control, median over the blocks that count."""
+    treated_seconds: float | None
+    steps: int | None = None
+    """0 where nothing extra is paid; null with a reason."""
+    steps_low: int | None = None
+    """At the end of the interval that favours the feature."""
+    steps_high: int | None = None
+    """At the other end; null where that never pays."""
+    reason: str | None = None
+
+
 class Margin(Record):
     """Practical margin δ on the log scale and where it comes from."""
 
@@ -120,6 +137,69 @@ class BlockRecord(Record):
     """Median steady step of each arm."""
     receipts: dict[str, tuple[Digest, ...]]
     """Arm → receipt ids."""
+    gates: tuple[Check, ...] = ()
+    """Every validity gate with what it received and its rule; empty in documents before 1.2."""
+
+
+class CompileRuns(Record):
+    """How long the runs of one arm compiled, over the blocks whose arms are comparable."""
+
+    arm: Literal["A", "B"]
+    cache_state: Literal["cold", "warm", "mixed", "unused"]
+    num_runs: int
+    median_seconds: float
+    low_seconds: float
+    high_seconds: float
+
+
+class SeedQuality(Record):
+    """Losses of both arms of one matched seed, in nats per token, and the step time to a target."""
+
+    block: int
+    seed: int
+    num_steps: int
+    """Where the losses at equal steps were read."""
+    control_equal_steps: float
+    treated_equal_steps: float
+    control_equal_time: float
+    treated_equal_time: float
+    target_loss: float
+    control_seconds_to_target: float | None
+    treated_seconds_to_target: float | None
+
+
+class QualityDelta(Record):
+    """Mean over seeds; the interval is of the mean difference, null with one seed."""
+
+    control: float
+    treated: float
+    delta: float
+    """treated − control: below zero the feature helps."""
+    low: float | None
+    high: float | None
+
+
+class TimeToTarget(Record):
+    """Cumulated step time to a target loss, treated ÷ control, geometric mean over seeds."""
+
+    target_loss: float | None
+    """Null: for each seed the larger of the two last losses."""
+    control_reached: int
+    treated_reached: int
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+    """Why there is no ratio."""
+
+
+class QualityRecord(Record):
+    """What a feature that changes the mathematics does to the loss, over matched seeds (`measure.quality`)."""
+
+    seeds: tuple[SeedQuality, ...]
+    equal_steps: QualityDelta
+    equal_time: QualityDelta
+    time_to_target: TimeToTarget
 
 
 class Decision(Record):
@@ -152,6 +232,8 @@ class Decision(Record):
     peak_memory_bytes: MetricDelta
     goodput: MetricDelta
     compile_seconds: MetricDelta
+    compile_runs: tuple[CompileRuns, ...] = ()
+    """Spread of compile time per arm that compiled; with `ablate --cache cold` of compilations from nothing."""
     loss_max_abs_diff: float | None
     """Largest difference of the arms' losses over paired steps; null if the feature changes the mathematics."""
     loss_equal_steps: MetricDelta | None = None
@@ -176,6 +258,12 @@ class Decision(Record):
     adjusted_p: float | None = None
     """`estimate.p_value` corrected for the other features of the campaign."""
     adjustment: Literal["holm", "benjamini_hochberg"] | None = None
+    break_even: tuple[BreakEven, ...] = ()
+    """For a cold and for a warm compile cache; empty where neither arm compiles, and in documents before 1.2."""
+    quality: QualityRecord | None = None
+    """Loss over matched seeds; null if the mathematics are the same."""
+    backend_versions: BackendVersions = Field(default_factory=dict)
+    """Of both arms, for the ops this feature sets; the evidence expires when one of them changes."""
 
 
 class PlannedFeature(Record):
@@ -220,3 +308,5 @@ class CampaignRecord(Record):
     """Step time of the full stack ÷ bare lane, from its own blocks; null when not measured."""
     notes: tuple[str, ...] = Field(default_factory=tuple)
     mode: Literal["confirm", "screen"] = "confirm"
+    planned_effect_log: float | None = None
+    """Effect that the blocks were chosen to find (`--effect`); null where the budget or a number of blocks decided."""

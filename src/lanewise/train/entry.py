@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 from pydantic import ValidationError
 
-from lanewise.errors import ChildError, LanewiseError
+from lanewise.errors import ChildError, LanewiseError, RunFailed, UsageError
+from lanewise.receipts.failures import DefectFailure, Failure
+from lanewise.train.failure import failure_of, in_words
 from lanewise.train.request import RunRequest
 
 if TYPE_CHECKING:
@@ -91,10 +93,18 @@ def serve(
         pass
     except ValidationError as error:
         _fail(connection, f"the request is not valid: {error.errors()[0]['msg']}", EXIT_DEFECT)
+    except UsageError as error:
+        _fail(connection, str(error), error.exit_code)  # refused before anything ran: no failure
     except LanewiseError as error:
-        _fail(connection, str(error), error.exit_code)
+        # A run that gave up raises a line for people from the error that stopped it.
+        _fail(connection, str(error), error.exit_code, failure_of(error.__cause__ or error))
     except Exception as error:  # noqa: BLE001  # the process boundary: the parent gets one line instead of a traceback
-        _fail(connection, f"defect in lanewise: {type(error).__name__}: {error}", EXIT_DEFECT)
+        failure = failure_of(error)
+        if isinstance(failure, DefectFailure):
+            line = f"defect in lanewise: {type(error).__name__}: {error}"
+            _fail(connection, line, EXIT_DEFECT, failure)
+        else:
+            _fail(connection, in_words(failure, error), RunFailed.exit_code, failure)
     finally:
         connection.close()
 
@@ -110,23 +120,33 @@ def _refuse_threads(num_threads: int) -> None:
 def _run(
     request: RunRequest, connection: Connection, start_seconds: float, now: Callable[[], float]
 ) -> None:
-    from lanewise.train.loop import manual_gc
-    from lanewise.train.process import prepare_process
+    from lanewise.train.compile_cache import private_cache
+    from lanewise.train.process import pin, prepare_process
     from lanewise.train.run import Run
 
-    run = Run(request, host_allocator=prepare_process(request.num_threads))
+    host_allocator = prepare_process(request.num_threads)
+    with private_cache(request.compile_cache_dir) as cache_digest:
+        run = Run(request, host_allocator=host_allocator, cache_digest=cache_digest)
+        if request.cores is not None:
+            pin(request.cores)
+        _take_steps(run, connection, lambda: now() - start_seconds)
+
+
+def _take_steps(run: Run, connection: Connection, setup_seconds: Callable[[], float]) -> None:
+    from lanewise.train.loop import manual_gc
+
     with manual_gc():
         connection.send(
             {
                 "event": "ready",
                 "pid": psutil.Process().pid,
-                "setup_seconds": now() - start_seconds,
+                "setup_seconds": setup_seconds(),
             }
         )
-        if request.steps is None:
+        if run.request.steps is None:
             finish = _lockstep(run, connection)
         else:
-            finish = _sequential(run, request.steps, connection)
+            finish = _sequential(run, run.request.steps, connection)
     warmup_steps = finish.get("warmup_steps")
     finished = run.finish(
         warmup=None
@@ -135,7 +155,8 @@ def _run(
             steps=int(warmup_steps),
             steady=bool(finish.get("steady")),
             reason=str(finish.get("warmup_reason") or "decided by the campaign for both arms"),
-        )
+        ),
+        host=finish.get("host"),
     )
     connection.send(
         {
@@ -162,6 +183,7 @@ def _lockstep(run: Run, connection: Connection) -> Mapping[str, Any]:
                 "duration_seconds": [result.duration_seconds for result in results],
                 "loss": [result.loss for result in results],
                 "tags": [list(result.tags) for result in results],
+                "device_bytes": run.device_bytes,
             }
         )
 
@@ -189,9 +211,14 @@ def _command(connection: Connection) -> Mapping[str, Any]:
     return command
 
 
-def _fail(connection: Connection, error: str, exit_code: int) -> None:
+def _fail(
+    connection: Connection, error: str, exit_code: int, failure: Failure | None = None
+) -> None:
     line = " ".join(error.split())
+    facts = None if failure is None else failure.model_dump(mode="json")
     try:
-        connection.send({"event": "failed", "error": line, "exit_code": exit_code})
+        connection.send(
+            {"event": "failed", "error": line, "exit_code": exit_code, "failure": facts}
+        )
     except OSError:
         return  # the parent is gone, so nobody is left to tell

@@ -5,8 +5,6 @@ A check is about whether the run may count as evidence, never about whether it w
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +14,20 @@ import numpy as np
 from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
-from lanewise.lane.flops import lane_flops
-from lanewise.lane.hardware_flops import conventions
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
+from lanewise.measure.device_events import event_wall_gap_ratio
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice
 from lanewise.receipts.environment import environment_digest
+from lanewise.receipts.failures import Failure
+from lanewise.receipts.profile import BackendVersions, StepProfile
 from lanewise.receipts.schema import (
     BackendRecord,
-    Check,
     CompileRecord,
-    ComponentFlops,
     DataRecord,
     Environment,
     FeatureRecord,
-    Flops,
     Goodput,
     LaneIdentity,
     Machine,
@@ -40,19 +36,22 @@ from lanewise.receipts.schema import (
     Outcome,
     Producer,
     StepSeries,
-    Telemetry,
     Throughput,
     Timing,
     Warmup,
 )
+from lanewise.receipts.utilization import CitedCeiling
+from lanewise.train.checks import run_checks
 from lanewise.train.extensions import extensions
+from lanewise.train.failure import Measured, failure_of_checks
+from lanewise.train.flops_receipt import flops_record, tokens_per_step
 from lanewise.train.loss_record import loss_extensions
+from lanewise.train.profile import ledger_marks
+from lanewise.train.readings import Readings
 from lanewise.train.request import RunRequest
-from lanewise.train.routing_receipt import routing_mode, routing_record
+from lanewise.train.routing_receipt import routing_record
 
 CLOCK = "perf_counter_ns"
-CLOSURE_RATIO = 1e-3
-"""Largest part of wall time by which the goodput partition may miss it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,10 +67,14 @@ class RunFacts:
         expert_loads: per step int64 [E layers, E + 1], picks per expert and of null slots; empty where not measured or
             without E layers.
         auxiliary_losses: name → unweighted value of every step that had it.
+        layer_losses: (layer, auxiliary loss) → what that layer added in every step that had it.
         warmup: steps to drop.
         goodput: partition of wall time, None when switched off.
         compile: compile counts.
         memory: peaks.
+        profile: shares of one step, None with a reason in `missing`.
+        backend_versions: what the backends are built of.
+        readings: the machine over the steps.
         environment: software and host.
         machine: class and instance.
         data: what was read.
@@ -80,6 +83,8 @@ class RunFacts:
         host_allocator: what malloc was told about freed memory.
         routing_ids_digest: digest of the routing recorded or followed; None without either.
         aborted: None when all steps were taken, else why not.
+        failure: what stopped it, if the run knows; failed checks name their own.
+        ceiling: measured matmul ceiling of this machine, if the store has one.
     """
 
     request: RunRequest
@@ -89,10 +94,14 @@ class RunFacts:
     recorder: StepRecorder
     expert_loads: Sequence[np.ndarray]
     auxiliary_losses: Mapping[str, Sequence[float]]
+    layer_losses: Mapping[tuple[int, str], Sequence[float]]
     warmup: Warmup
     goodput: Goodput | None
     compile: CompileRecord
     memory: Memory
+    profile: StepProfile | None
+    backend_versions: BackendVersions
+    readings: Readings
     environment: Environment
     machine: Machine
     data: DataRecord
@@ -101,6 +110,8 @@ class RunFacts:
     host_allocator: str
     routing_ids_digest: str | None
     aborted: str | None
+    failure: Failure | None = None
+    ceiling: CitedCeiling | None = None
 
 
 def assemble(facts: RunFacts) -> dict[str, Any]:
@@ -109,7 +120,29 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
     series = facts.recorder.series()
     missing = dict(facts.missing)
     timing = _timing(facts, series, missing)
-    checks = _checks(facts, series)
+    checks = run_checks(
+        series,
+        warmup=facts.warmup,
+        goodput=facts.goodput,
+        choices=facts.choices,
+        observations=facts.observations,
+        in_campaign=facts.request.experiment is not None,
+    )
+    backends = tuple(
+        _backend(choice, facts.observations[op]) for op, choice in facts.choices.items()
+    )
+    failed = [check.name for check in checks if not check.ok]
+    failure = facts.failure or failure_of_checks(
+        failed,
+        Measured(
+            series=series,
+            warmup=facts.warmup,
+            goodput=facts.goodput,
+            memory=facts.memory,
+            telemetry=facts.readings.telemetry,
+            backends=backends,
+        ),
+    )
     return {
         "created_at": facts.created_at,
         "producer": Producer(name="lanewise", version=__version__),
@@ -120,62 +153,50 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "data_digest": facts.data.digest,
         "machine": facts.machine,
         "features": tuple(_feature(decision, facts) for decision in resolved.features),
-        "backends": tuple(
-            _backend(choice, facts.observations[op]) for op, choice in facts.choices.items()
-        ),
+        "backends": backends,
         "experiment": facts.request.experiment,
         "timing": timing,
         "throughput": _throughput(facts, timing, missing),
         "goodput": facts.goodput,
         "compile": facts.compile,
         "memory": facts.memory,
-        "flops": _with_utilisation(facts, timing, missing),
+        "profile": facts.profile,
+        "backend_versions": facts.backend_versions,
+        "ledger": ledger_marks(resolved),
+        "flops": flops_record(
+            resolved,
+            timing.step_duration_seconds,
+            missing,
+            ceiling=facts.ceiling,
+            activity=facts.readings.tensor_activity,
+            num_threads=facts.request.num_threads,
+        ),
         "routing": routing_record(resolved.lane, facts.expert_loads[facts.warmup.steps :], missing),
-        "telemetry": Telemetry(),
+        "telemetry": facts.readings.telemetry,
+        "host": facts.readings.host,
         "numerics": _numerics(series, missing),
         "environment": facts.environment,
         "data": facts.data,
         "outcome": Outcome(
             status="success" if facts.aborted is None else "aborted",
-            validity="valid" if all(check.ok for check in checks) else "invalid",
+            validity="invalid" if failed else "valid",
             checks=checks,
             error=facts.aborted,
+            failure_family=None if failure is None else failure.family,
+            failure=failure,
         ),
         "missing": _without_present(missing, facts),
         "extensions": extensions(
             resolved.lane.model,
             host_allocator=facts.host_allocator,
-            losses=loss_extensions(facts.auxiliary_losses, facts.recorder.loss_parts()),
+            protocol=facts.request.protocol,
+            losses=loss_extensions(
+                facts.auxiliary_losses, facts.recorder.loss_parts(), facts.layer_losses
+            ),
             routing_ids_digest=facts.routing_ids_digest,
             initial_weights=facts.initial_weights,
         ),
     }
-
-
-def flops_record(request: RunRequest) -> Flops:
-    """The lane's numerator, still without utilisation, which needs step times."""
-    resolved = request.resolved
-    counted = lane_flops(resolved.lane)
-    three = conventions(resolved.lane, resolved.model_switches)
-    return Flops(
-        convention=counted.convention,
-        convention_version=counted.convention_version,
-        causal_factor=counted.causal_factor,
-        mla_form=counted.mla_form,
-        components=tuple(ComponentFlops(**dataclasses.asdict(row)) for row in counted.components),
-        params_total=counted.params_total,
-        params_active=counted.params_active,
-        training_flops_per_token=counted.training_flops_per_token,
-        routing_mode=routing_mode(resolved.lane),
-        peak_dtype=resolved.lane.precision.compute,
-        peak_flops_per_second=None,
-        peak_source=None,
-        measured_matmul_flops_per_second=request.matmul_flops_per_second,
-        model_flops_utilization_ratio=None,
-        hardware_flops_utilization_ratio=None,
-        hardware_flops_per_token=three.hardware,
-        six_n_active_flops_per_token=three.six_n_active,
-    )
 
 
 def lane_identity_record(resolved: ResolvedLane) -> LaneIdentity:
@@ -189,12 +210,6 @@ def lane_identity_record(resolved: ResolvedLane) -> LaneIdentity:
         num_layers=lane.model.num_layers,
         spec=lane_identity(lane),
     )
-
-
-def tokens_per_step(resolved: ResolvedLane) -> int:
-    """Tokens of one optimizer step on one process."""
-    batch = resolved.lane.batch
-    return batch.sequence_length * batch.micro_batch_size * batch.gradient_accumulation_steps
 
 
 def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:
@@ -255,13 +270,19 @@ def _timing(facts: RunFacts, series: StepSeries, missing: dict[str, str]) -> Tim
         window = (
             series.start_seconds[-1] + series.duration_seconds[-1] - series.start_seconds[first]
         )
-    missing["timing.event_wall_gap_ratio"] = "no device events on a CPU"
+    gap = None
+    if isinstance(facts.readings.device_step_seconds, str):
+        missing["timing.event_wall_gap_ratio"] = facts.readings.device_step_seconds
+    else:
+        gap = event_wall_gap_ratio(facts.readings.device_step_seconds[facts.warmup.steps :], steady)
+        if gap is None:
+            missing["timing.event_wall_gap_ratio"] = "no steady steps"
     return Timing(
         clock=CLOCK,
         warmup=facts.warmup,
         step_duration_seconds=summarise(steady) if steady else None,
         window_duration_seconds=window,
-        event_wall_gap_ratio=None,
+        event_wall_gap_ratio=gap,
         step_tags=facts.recorder.tag_counts(),
     )
 
@@ -277,32 +298,6 @@ def _throughput(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Thr
         tokens_per_second_per_device=rate,
         tokens_real=per_step * len(facts.recorder),
         tokens_padded=0,
-    )
-
-
-def _with_utilisation(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Flops:
-    """Model and hardware FLOPs utilisation against the vendor's peak, or against the measured matmul ceiling where there is none."""
-    flops = flops_record(facts.request)
-    summary = timing.step_duration_seconds
-    ceiling = flops.peak_flops_per_second or flops.measured_matmul_flops_per_second
-    if flops.peak_flops_per_second is None:
-        missing["flops.peak_flops_per_second"] = "no published peak for a CPU"
-        missing["flops.peak_source"] = "no published peak for a CPU"
-    if ceiling is None:
-        missing["flops.measured_matmul_flops_per_second"] = "not measured; see `lanewise doctor`"
-    if ceiling is None or summary is None:
-        reason = "no matmul ceiling was measured" if ceiling is None else "no steady steps"
-        missing["flops.model_flops_utilization_ratio"] = reason
-        missing["flops.hardware_flops_utilization_ratio"] = reason
-        return flops
-    rate = tokens_per_step(facts.request.resolved) / summary.mean
-    executed = flops.hardware_flops_per_token
-    assert executed is not None, "flops_record counts it"
-    return flops.model_copy(
-        update={
-            "model_flops_utilization_ratio": rate * flops.training_flops_per_token / ceiling,
-            "hardware_flops_utilization_ratio": rate * executed / ceiling,
-        }
     )
 
 
@@ -327,53 +322,8 @@ def _numerics(series: StepSeries, missing: dict[str, str]) -> Numerics:
     )
 
 
-def _checks(facts: RunFacts, series: StepSeries) -> tuple[Check, ...]:
-    bad_losses = [step for step, loss in zip(series.step, series.loss, strict=True) if loss is None]
-    checks = [
-        Check(name="steps_present", ok=bool(series.step), detail=f"{len(series.step)} steps"),
-        Check(
-            name="losses_finite",
-            ok=not bad_losses,
-            detail=f"loss is not finite at step {bad_losses[0]}" if bad_losses else "",
-        ),
-        _backend_check(facts),
-        Check(name="steady_state", ok=facts.warmup.steady, detail=facts.warmup.reason),
-    ]
-    if facts.goodput is not None:
-        checks.append(_closure_check(facts.goodput))
-    return tuple(checks)
-
-
-def _backend_check(facts: RunFacts) -> Check:
-    """Observed must be chosen, and in a campaign chosen must be what the arm asked for first."""
-    wrong: list[str] = []
-    for op, choice in facts.choices.items():
-        observed = facts.observations[op].backends
-        in_campaign = facts.request.experiment is not None
-        required = choice.requested[0] if in_campaign and choice.requested else choice.chosen
-        if observed != (required,):
-            why = "; ".join(r.reason for r in choice.rejected if r.backend == required)
-            seen = ", ".join(observed) or "nothing"
-            wrong.append(
-                f"asked for {op}={required}, observed {seen}" + (f" ({why})" if why else "")
-            )
-    return Check(name="observed_backends", ok=not wrong, detail="; ".join(wrong))
-
-
-def _closure_check(goodput: Goodput) -> Check:
-    parts = goodput.step_seconds + math.fsum(goodput.badput_seconds.values())
-    gap = abs(parts - goodput.wall_duration_seconds)
-    other = goodput.badput_seconds["other"]
-    ok = gap <= CLOSURE_RATIO * goodput.wall_duration_seconds and other >= 0
-    return Check(
-        name="goodput_closes",
-        ok=ok,
-        detail="" if ok else f"parts miss wall time by {gap:.6f} s, other is {other:.6f} s",
-    )
-
-
 def _without_present(missing: Mapping[str, str], facts: RunFacts) -> dict[str, str]:
-    always: dict[str, Any] = {"telemetry": "no GPU"}
+    always: dict[str, Any] = {}
     if facts.goodput is not None:
         always["goodput.overlapped_seconds"] = "host time of one thread: spans never overlap"
         always["goodput.observer_seconds"] = "benchmarks/goodput_cost.py measures it, not a run"

@@ -2,67 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime as dt
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from lanewise.errors import UsageError
+from lanewise.errors import LanewiseError, RunFailed, UsageError
 from lanewise.lane.built import require_built
+from lanewise.lane.gpu import find_gpu
 from lanewise.measure.goodput import GoodputClock
-from lanewise.measure.memory import CPU_METHOD, live_tensors, measure_cpu_step, peak_rss_bytes
+from lanewise.measure.host import Host, SystemHost
+from lanewise.measure.memory import live_tensors, measure_cpu_step
 from lanewise.measure.steady import RULE, detect_warmup
 from lanewise.measure.steps import StepRecorder
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.parallel import compile_regions, recompute
+from lanewise.receipts.document import short
 from lanewise.receipts.environment import collect_environment, collect_machine
-from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
+from lanewise.receipts.failures import Failure
+from lanewise.receipts.schema import CompileRecord, RunReceipt, Warmup
 from lanewise.receipts.store import Store
 from lanewise.train import checkpoint, routing, saved
 from lanewise.train.build import build_model
+from lanewise.train.compiling import compile_record, trigger_compilation
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
+from lanewise.train.failure import (
+    circumstances,
+    failure_of,
+    in_words,
+    is_compiler_error,
+    is_out_of_memory,
+)
+from lanewise.train.finished import Finished
+from lanewise.train.flops_receipt import stored_ceiling, tokens_per_step
 from lanewise.train.loop import StepResult, TrainingLoop
+from lanewise.train.memory_receipt import SWITCHED_OFF, memory_record
+from lanewise.train.meters import RESERVE_TAG
 from lanewise.train.optim import parameter_groups
-from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
+from lanewise.train.profile import backend_versions, profile_run
+from lanewise.train.readings import MachineWatch
+from lanewise.train.receipt import RunFacts, assemble
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import LOAD_FIELDS
 
 MIN_STEADY_STEPS = 8
 """Least steady steps of a run that detects its own warm-up."""
-
-SWITCHED_OFF = "observability.{} is off"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """A run that wrote its receipt.
-
-    Attributes:
-        receipt: what was written, but for `artifacts`, which the store adds.
-        location: file or URI of the receipt.
-    """
-
-    receipt: RunReceipt
-    location: str
-
-    @property
-    def validity(self) -> str:
-        """Whether the run may count as evidence."""
-        return self.receipt.outcome.validity
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Name and detail of every check that failed."""
-        checks = self.receipt.outcome.checks
-        return tuple(f"{check.name}: {check.detail}" for check in checks if not check.ok)
 
 
 class Run:
@@ -76,6 +70,8 @@ class Run:
         clock: monotonic nanoseconds.
         today: wall-clock time in UTC, for the receipt.
         host_allocator: what `prepare_process` answered, for the receipt.
+        cache_digest: of the run's private compile cache before it compiled; None without one.
+        host: the machine, watched over the steps of a run that no campaign watches.
 
     Attributes:
         goodput: the run's clock.
@@ -89,6 +85,8 @@ class Run:
         clock: Callable[[], int] = time.perf_counter_ns,
         today: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
         host_allocator: str = "the C library's default",
+        cache_digest: str | None = None,
+        host: Host | None = None,
     ) -> None:
         resolved = request.resolved
         require_built(resolved.lane)
@@ -97,6 +95,7 @@ class Run:
         self._created_at = today().isoformat(timespec="seconds").replace("+00:00", "Z")
         self._clock = clock
         self._host_allocator = host_allocator
+        self._cache_digest = cache_digest
         self._start_ns = clock()
         watched = self.lane.observability
         self.goodput = GoodputClock(clock, enabled=watched.goodput)
@@ -104,6 +103,9 @@ class Run:
         self._recorder = StepRecorder()
         self._expert_loads: list[np.ndarray] = []
         self._auxiliary_losses: dict[str, list[float]] = {}
+        self._layer_losses: dict[tuple[int, str], list[float]] = {}
+        self._gpu = find_gpu() if resolved.device_type == "cuda" else None
+        self._watch = MachineWatch(self._gpu, host or SystemHost(), request)
         self._origin: saved.Origin | None = None
         self._finished = False
         self._compile_seconds = 0.0
@@ -175,28 +177,17 @@ class Run:
         if compiled:
             compile_regions.compile_blocks(self.model.sub_layers, offered)
             start_ns = self._clock()
-            with self.goodput.span("compile"):
-                self._trigger_compilation(device)
+            try:
+                with self.goodput.span("compile"):
+                    trigger_compilation(
+                        self.model, self._optimizer, lane, replay=self._replay, step=self.next_step
+                    )
+            except Exception as error:
+                # Everything a receipt needs is built by now, and a compiler that gives up is evidence.
+                self._compile_seconds = (self._clock() - start_ns) / 1e9
+                raise self.give_up(error) from error
             self._compile_seconds = (self._clock() - start_ns) / 1e9
         self.ops.reset_counters()
-
-    def _trigger_compilation(self, device: torch.device) -> None:
-        """One forward and backward on a made-up batch, so that no training step compiles; leaves no trace in the model."""
-        batch = self.lane.batch
-        shape = (batch.micro_batch_size, batch.sequence_length)
-        tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        loads = [buffer for name, buffer in self.model.named_buffers() if name.endswith("load")]
-        before = [load.clone() for load in loads]
-        # Called as a training step will call it, or the first step would compile again.
-        document_ids = tokens if self.lane.data.isolate_documents else None
-        expert_ids = None
-        if self._replay is not None:
-            (expert_ids, *_) = self._replay.peek(self._loop.next_step, device)
-        loss = self.model(tokens, tokens, document_ids=document_ids, expert_ids=expert_ids)
-        loss.total.backward()
-        self._optimizer.zero_grad(set_to_none=True)
-        for load, value in zip(loads, before, strict=True):
-            load.copy_(value)
 
     def describe(self) -> str:
         """One line: parameters, data, tokens of a step."""
@@ -217,10 +208,20 @@ class Run:
         """Number of the coming optimizer step, which is how many have been taken since step 0."""
         return self._loop.next_step
 
+    @property
+    def device_bytes(self) -> int | None:
+        """Most memory this process has taken from its GPU for tensors, cached blocks included; None on a CPU."""
+        if self._gpu is None:
+            return None
+        return torch.cuda.max_memory_reserved()
+
     def step(self) -> StepResult:
         """Take one optimizer step and record it."""
+        self._watch.before_step()
         start_ns = self._clock()
         result = self._loop.step()
+        tags = self._watch.after_step()
+        result = dataclasses.replace(result, tags=(*result.tags, *tags))
         self._recorder.record(
             step=result.step,
             start_seconds=(start_ns - self._start_ns) / 1e9,
@@ -235,6 +236,8 @@ class Run:
             self._expert_loads.append(result.expert_loads)
         for name, value in result.auxiliary_losses.items():
             self._auxiliary_losses.setdefault(name, []).append(value)
+        for layer_and_name, value in result.layer_losses.items():
+            self._layer_losses.setdefault(layer_and_name, []).append(value)
         return result
 
     def save_checkpoint(self) -> Path | None:
@@ -283,20 +286,66 @@ class Run:
             rule=RULE, steps=min(steps, len(self._recorder)), steady=steady, reason=reason
         )
 
-    def finish(self, *, warmup: Warmup | None = None, aborted: str | None = None) -> Finished:
+    def give_up(self, error: Exception) -> Exception:
+        """Write the receipt of a run that an error has ended; returns what to raise.
+
+        That is the error itself, or, for one that only torch can read, a line a person can act on. Where no receipt can
+        be written either, the error speaks alone.
+        """
+        failure = failure_of(
+            error,
+            circumstances(
+                step=self.next_step if self._recorder else None, compiled=self._compile_record({})
+            ),
+        )
+        line = in_words(failure, error)
+        kept = ""
+        with contextlib.suppress(LanewiseError):
+            finished = self.finish(aborted=line, failure=failure)
+            kept = f"; receipt {short(finished.receipt.receipt_id)} has the facts"
+        if is_compiler_error(error) or is_out_of_memory(error):
+            return RunFailed(line + kept)
+        return error
+
+    def finish(
+        self,
+        *,
+        warmup: Warmup | None = None,
+        aborted: str | None = None,
+        failure: Failure | None = None,
+        host: Mapping[str, Any] | None = None,
+    ) -> Finished:
         """Close the run and write its receipt; once.
 
         Args:
             warmup: steps to drop, decided by a campaign; None detects them here.
             aborted: why not all steps were taken, or None.
+            failure: the facts of what stopped it, or None where nothing did or the checks of the receipt tell.
+            host: what a campaign saw of the host over the steps (`train.request`); None reads it here.
         """
         if self._finished:
             raise RuntimeError("finish was called twice; a run writes exactly one receipt")
         self._finished = True
+        readings = self._watch.close(host)  # before anything else makes the machine busy
+        missing = dict(readings.missing)
         observations = dict(self.ops.observed())
-        missing: dict[str, str] = {}
-        memory = self._memory(missing, aborted)
         watched = self.lane.observability
+        memory = memory_record(
+            missing,
+            is_measured=watched.measurements,
+            is_profiled=self.request.measure_memory,
+            aborted=aborted,
+            meters=self._watch.meters,
+            peak_tensor_bytes=self._peak_tensor_bytes,
+        )
+        profile = profile_run(
+            self.request,
+            self._loop,
+            ops=self.ops,
+            goodput=self.goodput,
+            aborted=aborted,
+            missing=missing,
+        )
         if not watched.measurements:
             reason = SWITCHED_OFF.format("measurements")
             missing["numerics.grad_norm_last"] = reason
@@ -304,7 +353,7 @@ class Run:
                 missing |= dict.fromkeys(LOAD_FIELDS, reason)
         if not watched.goodput:
             missing["goodput"] = SWITCHED_OFF.format("goodput")
-        resolved = self.request.resolved
+        machine = collect_machine(self.request.resolved.machine_class, gpu=self._gpu)
         body = assemble(
             RunFacts(
                 request=self.request,
@@ -314,18 +363,26 @@ class Run:
                 recorder=self._recorder,
                 expert_loads=self._expert_loads,
                 auxiliary_losses=self._auxiliary_losses,
+                layer_losses=self._layer_losses,
                 warmup=warmup or self._detect_warmup(),
                 goodput=self.goodput.summary(),
-                compile=self._compile_record(),
+                compile=self._compile_record(missing),
                 memory=memory,
-                environment=collect_environment(num_threads=self.request.num_threads),
-                machine=collect_machine(resolved.machine_class),
+                profile=profile,
+                backend_versions=backend_versions(self.request.resolved, self.ops),
+                readings=readings,
+                environment=collect_environment(
+                    num_threads=self.request.num_threads, gpu=self._gpu
+                ),
+                machine=machine,
                 data=self.corpus.record,
                 missing=missing,
                 initial_weights=None if self._origin is None else self._origin.model_dump(),
                 host_allocator=self._host_allocator,
                 routing_ids_digest=routing.ids_digest(self._replay, self._record),
                 aborted=aborted,
+                failure=failure,
+                ceiling=stored_ceiling(self.request, machine, self._created_at),
             )
         )
         steps = self._recorder.series() if watched.temporal_perf else None
@@ -335,58 +392,20 @@ class Run:
     def _detect_warmup(self) -> Warmup:
         return detect_warmup(
             self._recorder.durations_seconds,
-            tagged=self._recorder.tagged("compile"),
+            tagged=self._recorder.tagged("compile", RESERVE_TAG),
             min_steady=MIN_STEADY_STEPS,
         )
 
-    def _compile_record(self) -> CompileRecord:
-        if not self.request.resolved.runtime_switches.get("regional_compile", False):
-            return CompileRecord(
-                enabled=False,
-                cache_state="unused",
-                compile_duration_seconds=0.0,
-                graph_breaks=0,
-                recompiles=0,
-                graph_captures=0,
-            )
-        counts = compile_regions.compile_counts()
-        return CompileRecord(
-            enabled=True,
-            cache_state=counts.cache_state,
-            compile_duration_seconds=self._compile_seconds,
-            graph_breaks=counts.graph_breaks,
-            recompiles=counts.recompiles,
-            graph_captures=0,
+    def _compile_record(self, missing: dict[str, str]) -> CompileRecord:
+        enabled = self.request.resolved.runtime_switches.get("regional_compile", False)
+        return compile_record(
+            enabled=enabled,
+            seconds=self._compile_seconds,
+            cache_digest=self._cache_digest,
+            missing=missing,
         )
 
-    def _memory(self, missing: dict[str, str], aborted: str | None) -> Memory:
-        if not self.lane.observability.measurements:
-            missing["memory"] = SWITCHED_OFF.format("measurements")
-            return Memory(
-                method="none",
-                peak_allocated_bytes=None,
-                peak_reserved_bytes=None,
-                peak_device_used_bytes=None,
-                alloc_retries=None,
-                ooms=None,
-            )
-        for counter in ("peak_reserved_bytes", "alloc_retries", "ooms"):
-            missing[f"memory.{counter}"] = "the CPU allocator keeps no such counter"
-        peak_rss = peak_rss_bytes()  # before the profiler, whose events take memory themselves
-        peak_tensor_bytes: int | None = None
-        if aborted is not None:
-            missing["memory.peak_allocated_bytes"] = "the run was aborted before its profiled step"
-        elif not self.request.measure_memory:
-            missing["memory.peak_allocated_bytes"] = "no profiled step was asked for"
-        else:
-            with self.goodput.span("profiler"):
-                live = live_tensors(self.model, [self._optimizer])
-                peak_tensor_bytes = measure_cpu_step(self._loop.untimed_step, live).peak_bytes
-        return Memory(
-            method=CPU_METHOD,
-            peak_allocated_bytes=peak_tensor_bytes,
-            peak_reserved_bytes=None,
-            peak_device_used_bytes=peak_rss,
-            alloc_retries=None,
-            ooms=None,
-        )
+    def _peak_tensor_bytes(self) -> int:
+        with self.goodput.span("profiler"):
+            live = live_tensors(self.model, [self._optimizer])
+            return measure_cpu_step(self._loop.untimed_step, live).peak_bytes

@@ -1,0 +1,43 @@
+"""Peak memory of a run, as its receipt states it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lanewise.receipts.schema import Memory
+from lanewise.train.meters import NO_MEMORY, Meters
+
+SWITCHED_OFF = "observability.{} is off"
+
+
+def memory_record(
+    missing: dict[str, str],
+    *,
+    is_measured: bool,
+    is_profiled: bool,
+    aborted: str | None,
+    meters: Meters,
+    peak_tensor_bytes: Callable[[], int],
+) -> Memory:
+    """Peaks of a run.
+
+    Args:
+        missing: reasons for nulls by dotted path; added to.
+        is_measured: whether the lane wants measurements.
+        is_profiled: whether the request wants the profiled step.
+        aborted: why the run ended early, or None.
+        meters: of the run's device.
+        peak_tensor_bytes: takes one profiled step; called only by a run that came to its end, on a device that counts no
+            peaks itself.
+    """
+    if not is_measured:
+        missing["memory"] = SWITCHED_OFF.format("measurements")
+        return NO_MEMORY
+    profiled: Callable[[], int] | str = peak_tensor_bytes
+    if aborted is not None:
+        profiled = "the run was aborted before its profiled step"
+    elif not is_profiled:
+        profiled = "no profiled step was asked for"
+    record, reasons = meters.memory(profiled)
+    missing |= reasons
+    return record
