@@ -27,10 +27,10 @@ def parse_version(text: object) -> tuple[int, int]:
     Raises:
         ReceiptError: it is not a version such as `1.0.0`.
     """
-    found = re.fullmatch(r"(\d+)\.(\d+)\.\d+", text) if isinstance(text, str) else None
+    found = re.fullmatch(r"([0-9]{1,6})\.([0-9]{1,6})\.[0-9]{1,6}", text) if isinstance(text, str) else None
     if found is None:
         raise ReceiptError(
-            f"schema_version is {text!r}, not a version such as {SCHEMA_VERSION}; "
+            f"schema_version is {_shown(text)}, not a version such as {SCHEMA_VERSION}; "
             "this is no lanewise record"
         )
     return int(found.group(1)), int(found.group(2))
@@ -72,7 +72,7 @@ def history_of(document: Mapping[str, Any]) -> History:
     history = HISTORIES.get(kind) if isinstance(kind, str) else None
     if history is None:
         raise ReceiptError(
-            f"kind is {kind!r}, and this lanewise knows {', '.join(HISTORIES)}; "
+            f"kind is {_shown(kind)}, and this lanewise knows {', '.join(HISTORIES)}; "
             f"run `{UPGRADE_COMMAND}` if a newer one wrote it"
         )
     return history
@@ -114,3 +114,8 @@ def upcast(document: Document, history: History | None = None) -> Document:
         assert lifted == major + 1, f"upcaster of major {major} made major {lifted}"
         major = lifted
     return document
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
