@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 _TOKEN = re.compile(
-    r'''"{3}|'{3}|"(?:[^"\\]|\\.)*"|'[^']*'|[\[\]{}]|\#.*|[^"'\[\]{}#]+''', re.DOTALL
+    r""""{3}|'{3}|"(?:[^"\\]|\\.)*"|'[^']*'|[\[\]{}]|\#.*|[^"'\[\]{}#]+""", re.DOTALL
 )
 _END_OF_LONG_STRING: Mapping[str, re.Pattern[str]] = MappingProxyType(
     {

@@ -232,7 +232,9 @@ def _check_depth(document: Any) -> None:
 def _why(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return f"nested deeper than {MAX_DEPTH}"
-    return f"not UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+    return (
+        f"not UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+    )
 
 
 def _looks_truncated(content: bytes) -> bool:

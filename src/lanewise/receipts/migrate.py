@@ -27,7 +27,11 @@ def parse_version(text: object) -> tuple[int, int]:
     Raises:
         ReceiptError: it is not a version such as `1.0.0`.
     """
-    found = re.fullmatch(r"([0-9]{1,6})\.([0-9]{1,6})\.[0-9]{1,6}", text) if isinstance(text, str) else None
+    found = (
+        re.fullmatch(r"([0-9]{1,6})\.([0-9]{1,6})\.[0-9]{1,6}", text)
+        if isinstance(text, str)
+        else None
+    )
     if found is None:
         raise ReceiptError(
             f"schema_version is {_shown(text)}, not a version such as {SCHEMA_VERSION}; "
