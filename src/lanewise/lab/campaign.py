@@ -17,12 +17,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lanewise.errors import CampaignError, ReceiptError, StoreError, UsageError
+from lanewise.errors import CampaignError, ReceiptError, StoreError, UsageError, one_line
 from lanewise.lab.journal import BlockDone, BlockLost, Journal
 from lanewise.lab.plan import PLAN_SCHEMA_VERSION, CampaignPlan
 from lanewise.receipts import files
 from lanewise.receipts.decision import CampaignRecord
-from lanewise.receipts.document import first_fault, one_line, parse_json, parse_record
+from lanewise.receipts.document import first_fault, parse_json, parse_record
 from lanewise.receipts.migrate import UPGRADE_COMMAND, History, is_newer_minor
 
 PLAN = "plan.json"

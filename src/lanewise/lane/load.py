@@ -144,6 +144,23 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
 def _read(name_or_path: str, *, folder: Path, chain: tuple[str, ...]) -> Draft:
     """Read a lane and everything it extends."""
     document, origin = _find(name_or_path, folder=folder)
+    return draft_of(document, origin, folder=folder, chain=chain)
+
+
+def draft_of(
+    document: Document, origin: str, *, folder: Path, chain: tuple[str, ...] = ()
+) -> Draft:
+    """A parsed lane merged onto everything it extends.
+
+    Args:
+        document: the parsed file.
+        origin: `preset NAME` or the file's path, which says what its `extends` is relative to.
+        folder: where lanes are looked up by name.
+        chain: origins of the lanes that extend this one.
+
+    Raises:
+        LaneError: it extends itself, or what is no lane.
+    """
     if origin in chain:
         raise LaneError(f"{document.name}: extends itself: {' → '.join((*chain, origin))}")
     if len(chain) >= MAX_CHAIN:

@@ -116,9 +116,7 @@ def parse_yaml(text: str, *, name: str) -> Document:
     import yaml
 
     try:
-        # Aliases first: a few lines of them unfold into billions of keys.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise LaneError(f"{name}: has YAML aliases (*name); write the values out")
+        _require_plain(text, name)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         tables = yaml.safe_load(text)
     except (RecursionError, ValueError) as error:
@@ -161,6 +159,30 @@ def require_shallow(tables: Mapping[str, Any], name: str) -> None:
         if not level:
             return
     raise LaneError([Problem(where=name, path="", message=_TOO_DEEP)])
+
+
+def _require_plain(text: str, name: str) -> None:
+    """Refuse YAML of a few lines that unfolds into billions of keys, or into lists in lists without end.
+
+    Raises:
+        LaneError: it has aliases, or is nested deeper than `MAX_DEPTH`.
+    """
+    import yaml
+
+    opened = (
+        yaml.FlowSequenceStartToken,
+        yaml.FlowMappingStartToken,
+        yaml.BlockSequenceStartToken,
+        yaml.BlockMappingStartToken,
+    )
+    closed = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise LaneError(f"{name}: has YAML aliases (*name); write the values out")
+        depth += isinstance(token, opened) - isinstance(token, closed)
+        if depth > MAX_DEPTH:
+            raise LaneError([Problem(where=name, path="", message=_TOO_DEEP)])
 
 
 def _unusable(language: str, name: str, error: RecursionError | ValueError) -> LaneError:

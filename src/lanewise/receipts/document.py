@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError, create_model
 
-from lanewise.errors import ReceiptError
+from lanewise.errors import ReceiptError, one_line
 from lanewise.lane.digest import MAX_SAFE_INTEGER, digest
 from lanewise.receipts.migrate import STEPS, Document, History, is_newer_minor, upcast
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
@@ -22,8 +22,6 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 MAX_DEPTH = 64
 """Tables and lists inside each other; no record nests deeper than ten."""
-MAX_PHRASE = 240
-"""Characters of a fault that a message shows: keys and values of a damaged file may be of any length."""
 
 
 def receipt_id_of(body: Mapping[str, Any]) -> str:
@@ -148,12 +146,6 @@ def first_fault(error: ValidationError) -> str:
     place = ".".join(str(part) for part in faults[0]["loc"]) or "the document"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{one_line(place)}: {one_line(faults[0]['msg'])}{more}"
-
-
-def one_line(text: str) -> str:
-    """Foreign text as part of a message: on one line, printable, no longer than `MAX_PHRASE` characters."""
-    shown = "".join(sign if sign.isprintable() else " " for sign in text[: MAX_PHRASE + 1])
-    return shown if len(shown) <= MAX_PHRASE else shown[:MAX_PHRASE] + "…"
 
 
 @functools.cache

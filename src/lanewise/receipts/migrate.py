@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lanewise.errors import ReceiptError
+from lanewise.errors import ReceiptError, one_line
 from lanewise.receipts.decision import DECISION_SCHEMA_VERSION
 from lanewise.receipts.schema import SCHEMA_VERSION, STEPS_SCHEMA_VERSION
 
@@ -34,7 +34,7 @@ def parse_version(text: object) -> tuple[int, int]:
     )
     if found is None:
         raise ReceiptError(
-            f"schema_version is {_shown(text)}, not a version such as {SCHEMA_VERSION}; "
+            f"schema_version is {one_line(repr(text))}, not a version such as {SCHEMA_VERSION}; "
             "this is no lanewise record"
         )
     return int(found.group(1)), int(found.group(2))
@@ -76,7 +76,7 @@ def history_of(document: Mapping[str, Any]) -> History:
     history = HISTORIES.get(kind) if isinstance(kind, str) else None
     if history is None:
         raise ReceiptError(
-            f"kind is {_shown(kind)}, and this lanewise knows {', '.join(HISTORIES)}; "
+            f"kind is {one_line(repr(kind))}, and this lanewise knows {', '.join(HISTORIES)}; "
             f"run `{UPGRADE_COMMAND}` if a newer one wrote it"
         )
     return history
@@ -118,8 +118,3 @@ def upcast(document: Document, history: History | None = None) -> Document:
         assert lifted == major + 1, f"upcaster of major {major} made major {lifted}"
         major = lifted
     return document
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"

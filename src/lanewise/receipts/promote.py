@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lanewise.errors import ReceiptError
-from lanewise.receipts.document import one_line
+from lanewise.errors import ReceiptError, one_line
 
 
 @dataclass(frozen=True, slots=True)
