@@ -7,7 +7,8 @@ import jsonschema
 import pytest
 
 from lanewise.receipts.jsonschema import DEFAULT_FOLDER, FROZEN, SCHEMAS, json_schema, write_schemas
-from lanewise.receipts.schema import Record
+from lanewise.receipts.manifest import ArchiveManifest
+from lanewise.receipts.schema import Producer, Record
 from tests.receipts.factory import make_campaign, make_decision, make_receipt, make_steps
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
@@ -16,6 +17,9 @@ EXAMPLES = {
     "decision-1.2.json": make_decision(),
     "campaign-1.2.json": make_campaign(),
     "steps-1.1.json": make_steps(),
+    "archive-1.0.json": ArchiveManifest(
+        producer=Producer(name="lanewise", version="0.1.0"), campaigns=("2026-11-23-lane-1",)
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""`lanewise receipt`: list, show, validate, diff and reindex the receipts of a store."""
+"""`lanewise receipt`: list, show, validate, diff and reindex the receipts of a store; pack and unpack campaigns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lanewise.cli import receipt_archive
 from lanewise.cli.output import JsonFlag, StoreOption, print_json, print_table, store_root
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
     group = typer.Typer(
         name="receipt",
-        help="Records of runs: list, show, validate, diff.",
+        help="Records of runs: list, show, validate, diff, pack, unpack.",
         no_args_is_help=True,
     )
     group.command("list")(list_receipts)
@@ -44,6 +45,8 @@ def register(app: typer.Typer) -> None:
     group.command("validate")(validate)
     group.command("diff")(diff)
     group.command("reindex")(reindex)
+    group.command("pack")(receipt_archive.pack)
+    group.command("unpack")(receipt_archive.unpack)
     app.add_typer(group)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from lanewise.lane.spec import Spec
 
@@ -34,8 +34,8 @@ class Scope(Spec):
 class Effect(Spec):
     """What the evidence measured, for readers; not used to resolve."""
 
-    step_time_ratio: float
-    interval: tuple[float, float]
+    step_time_ratio: FiniteFloat
+    interval: tuple[FiniteFloat, FiniteFloat]
 
 
 class LedgerEntry(Spec):

@@ -132,7 +132,7 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
         return path, value_text
     try:
         value = tomllib.loads(f"value = {value_text}")["value"]
-        require_shallow({path: value}, where)
+        require_shallow({dotted(path): value}, where)
         return path, value
     except (ValueError, RecursionError) as error:
         if value_text[:1] in ("", '"', "'", "[", "{"):
@@ -287,4 +287,4 @@ def _summary(text: str) -> str:
 def _lane_name(origin: str) -> str:
     """A legal lane name from a file's name."""
     stem = Path(origin.removeprefix("preset ")).name.removesuffix(".toml")
-    return re.sub(r"[^a-z0-9_.-]+", "-", stem.lower()).strip("-_.") or "lane"
+    return re.sub(r"[^a-z0-9_.-]+", "-", stem.lower()).strip("-_.")[:100] or "lane"

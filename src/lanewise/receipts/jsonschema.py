@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lanewise.receipts.decision import CampaignRecord, Decision
+from lanewise.receipts.manifest import ArchiveManifest
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -22,6 +23,7 @@ SCHEMAS: Mapping[str, type[Record]] = {
     "decision-1.2.json": Decision,
     "campaign-1.2.json": CampaignRecord,
     "steps-1.1.json": StepSeries,
+    "archive-1.0.json": ArchiveManifest,
 }
 FROZEN: tuple[str, ...] = (
     "receipt-1.0.json",

@@ -13,6 +13,7 @@ from typing import Any
 
 from lanewise.errors import ReceiptError, one_line
 from lanewise.receipts.decision import DECISION_SCHEMA_VERSION
+from lanewise.receipts.manifest import ARCHIVE_SCHEMA_VERSION
 from lanewise.receipts.schema import SCHEMA_VERSION, STEPS_SCHEMA_VERSION
 
 Document = dict[str, Any]
@@ -55,6 +56,7 @@ class History:
 
 RECEIPTS = History(current=SCHEMA_VERSION)
 DECISIONS = History(current=DECISION_SCHEMA_VERSION)
+ARCHIVES = History(current=ARCHIVE_SCHEMA_VERSION)
 STEPS = History(current=STEPS_SCHEMA_VERSION)
 """Of the step sidecars, which have no `kind`."""
 HISTORIES: Mapping[str, History] = {
@@ -62,6 +64,7 @@ HISTORIES: Mapping[str, History] = {
     "calibration": RECEIPTS,
     "decision": DECISIONS,
     "campaign": DECISIONS,
+    "archive": ARCHIVES,
 }
 """`kind` of a record → its versions. No upcaster exists while 1 is the only major."""
 
