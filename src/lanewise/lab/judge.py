@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.schedule import ArmName
+from lanewise.lab.strata import disagreements
 from lanewise.lab.validity import Fault, block_faults, environment_fault, observed_backends
 from lanewise.measure.loss_curve import LossComparison, LossPair
 from lanewise.receipts.decision import BlockRecord, MetricDelta
@@ -72,7 +73,36 @@ def judge(blocks: Sequence[BlockEvidence], arms: Arms) -> tuple[JudgedBlock, ...
             changed = environment_fault(block, reference)
             faults = (*faults, changed) if changed else faults
         judged.append(JudgedBlock(evidence=block, faults=faults))
-    return tuple(judged)
+    return _pooled(judged)
+
+
+def _pooled(judged: Sequence[JudgedBlock]) -> tuple[JudgedBlock, ...]:
+    """Blocks of several machines of the class: those of a machine that disagrees with the first one do not count."""
+    strata: dict[str, list[float]] = {}
+    for block in judged:
+        contrast = block.contrast_log
+        if contrast is not None:
+            strata.setdefault(_machine(block), []).append(contrast)
+    found = disagreements(strata)
+    return tuple(
+        replace(
+            block,
+            faults=(
+                *block.faults,
+                Fault(
+                    text=found[_machine(block)].text,
+                    structural=found[_machine(block)].is_difference,
+                ),
+            ),
+        )
+        if block.valid and _machine(block) in found
+        else block
+        for block in judged
+    )
+
+
+def _machine(block: JudgedBlock) -> str:
+    return block.evidence.receipts["A"][0].machine.instance_digest
 
 
 def metric(

@@ -50,14 +50,17 @@ def block_faults(block: BlockEvidence, arms: Arms) -> tuple[Fault, ...]:
 
 
 def environment_fault(block: BlockEvidence, reference: BlockEvidence) -> Fault | None:
-    """Whether a block was run on other software, data or hardware than the campaign's first one."""
+    """Whether a block was run on other software, data or kind of machine than the campaign's first one.
+
+    Another machine of the same class is no fault: `lab.strata` decides whether its blocks are pooled.
+    """
     ours, theirs = block.receipts["A"][0], reference.receipts["A"][0]
     differing = [
         name
         for name, a, b in (
             ("environment", ours.environment_digest, theirs.environment_digest),
             ("data", ours.data_digest, theirs.data_digest),
-            ("machine", ours.machine.instance_digest, theirs.machine.instance_digest),
+            ("machine class", ours.machine.class_digest, theirs.machine.class_digest),
         )
         if a != b
     ]
@@ -123,6 +126,10 @@ def _receipt_checks(block: BlockEvidence, *, already_said: bool) -> Iterator[Fau
 
 def _comparability(block: BlockEvidence, arms: Arms) -> Iterator[Fault]:
     control, *others = [receipt for arm in ARM_NAMES for receipt in block.receipts[arm]]
+    if any(r.machine.instance_digest != control.machine.instance_digest for r in others):
+        yield Fault(
+            text="the block was run on two machines; a block never crosses one", structural=True
+        )
     for other in others:
         differences = comparable(control, other, declared=arms.declared)
         if differences:
