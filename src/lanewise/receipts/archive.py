@@ -104,9 +104,9 @@ def read_archive(archive: Path, into: Path) -> ArchiveManifest:
                     f"{archive}: does not begin with {MANIFEST}; it is no archive of lanewise"
                 )
             manifest = _read_manifest(tar, first, archive)
-            bounded.allow(
+            bounded.limit(
                 sum(file.size_bytes + 2 * _TAR_OVERHEAD_BYTES for file in manifest.files)
-                + tarfile.RECORDSIZE
+                + 2 * tarfile.RECORDSIZE
             )
             for expected in manifest.files:
                 _unfold(tar, expected, into, archive)
@@ -227,9 +227,9 @@ class _Bounded(io.RawIOBase):
         self._stream = stream
         self._left = allowance_bytes
 
-    def allow(self, num_bytes: int) -> None:
+    def limit(self, num_bytes: int) -> None:
         """Let so many bytes more pass."""
-        self._left += num_bytes
+        self._left = num_bytes
 
     def readable(self) -> bool:
         """It is for reading."""
