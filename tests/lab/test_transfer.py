@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lanewise.errors import CampaignError, LanewiseError, ReceiptError, StoreError, UsageError
+from lanewise.errors import CampaignError, LanewiseError, ReceiptError, UsageError
 from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.transfer import pack, unpack
 from lanewise.receipts.archive import MANIFEST
