@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 EVIDENCE = ROOT / "receipts"
 RESULTS = ROOT / "docs" / "RESULTS.md"
 
+NOT_STORES = frozenset({"proofs"})
+"""Folders of the evidence that are no stores."""
+
 INTRODUCTION = """\
 # Results
 
@@ -25,10 +28,17 @@ treated ÷ control on step time. `lanewise report CAMPAIGN --store receipts/FOLD
 """
 
 
+def stores() -> list[Path]:
+    """The folders of committed stores."""
+    return sorted(
+        path for path in EVIDENCE.iterdir() if path.is_dir() and path.name not in NOT_STORES
+    )
+
+
 def results() -> str:
     """The whole page."""
     sections = [INTRODUCTION]
-    for folder in sorted(path for path in EVIDENCE.iterdir() if path.is_dir()):
+    for folder in stores():
         store = Store(folder)
         campaigns = sorted(store.iter_campaigns(), key=lambda campaign: campaign.created_at)
         sections += ["\n".join(_section(store, folder.name, campaign)) for campaign in campaigns]

@@ -30,6 +30,8 @@ LIMIT_SECONDS = 2.0
 """Processor time a document may take; most take a thousandth of it."""
 LIMIT_BYTES = 2**30
 """Address space that all documents together may take beyond what the imports have."""
+MIN_EACH = 40
+"""Documents of every kind at any scale, so that some are accepted and some refused."""
 MAX_LINE = 2_000
 """Characters of a message that somebody may still read."""
 FAILURES = Path(tempfile.gettempdir()) / "lanewise-fuzz"
@@ -119,7 +121,7 @@ def _try_kind(kind: Kind, scale: float, scratch: Path) -> Tally:
     tally = Tally()
     folder = scratch / "one"
     folder.mkdir(exist_ok=True)
-    for number in range(max(10, round(kind.count * scale))):
+    for number in range(max(MIN_EACH, round(kind.count * scale))):
         content = kind.spoil(random.Random(f"{SEED}/{kind.name}/{number}"))
         begun = time.process_time()
         failure = _failure(kind, content, folder, tally)
