@@ -9,7 +9,13 @@ import pytest
 from lanewise.receipts.jsonschema import DEFAULT_FOLDER, FROZEN, SCHEMAS, json_schema, write_schemas
 from lanewise.receipts.manifest import ArchiveManifest
 from lanewise.receipts.schema import Producer, Record
-from tests.receipts.factory import make_campaign, make_decision, make_receipt, make_steps
+from tests.receipts.factory import (
+    make_campaign,
+    make_ceilings,
+    make_decision,
+    make_receipt,
+    make_steps,
+)
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 EXAMPLES = {
@@ -20,6 +26,7 @@ EXAMPLES = {
     "archive-1.0.json": ArchiveManifest(
         producer=Producer(name="lanewise", version="0.1.0"), campaigns=("2026-11-23-lane-1",)
     ),
+    "ceilings-1.0.json": make_ceilings(),
 }
 
 

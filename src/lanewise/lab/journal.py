@@ -17,6 +17,7 @@ from lanewise.errors import CampaignError, StoreError
 from lanewise.lab.protocol import BlockDesign
 from lanewise.receipts import files
 from lanewise.receipts.document import first_fault
+from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.schema import Digest, Record
 
 
@@ -54,7 +55,12 @@ class BlockDone(Record):
 
 
 class BlockLost(Record):
-    """A block that was thrown away because a process failed in it."""
+    """A block that was thrown away because a process failed in it.
+
+    Attributes:
+        failure_family: kind of failure; null where input was refused, and in journals before there were families.
+        failure: its facts.
+    """
 
     event: Literal["discarded"] = "discarded"
     feature: str
@@ -62,6 +68,8 @@ class BlockLost(Record):
     attempt: int
     reason: str
     wall_seconds: float
+    failure_family: FailureFamily | None = None
+    failure: Failure | None = None
 
 
 Entry = Annotated[BlockDone | BlockLost, Field(discriminator="event")]

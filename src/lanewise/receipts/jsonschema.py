@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.manifest import ArchiveManifest
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
@@ -24,6 +25,7 @@ SCHEMAS: Mapping[str, type[Record]] = {
     "campaign-1.2.json": CampaignRecord,
     "steps-1.1.json": StepSeries,
     "archive-1.0.json": ArchiveManifest,
+    "ceilings-1.0.json": CeilingRecord,
 }
 FROZEN: tuple[str, ...] = (
     "receipt-1.0.json",
