@@ -58,8 +58,7 @@ def test_a_golden_document_satisfies_the_schema_of_its_version(name: str) -> Non
     document = json.loads((GOLDEN_FOLDER / name).read_text(encoding="utf-8"))
     validator.validate(document)
     assert not validator.is_valid({**document, "surprise": 1})
-    key = next(iter(document.keys() - {"schema_version"}))
-    assert not validator.is_valid({**document, key: {"a": [object]}})
+    assert not validator.is_valid({**document, "schema_version": 1})
 
 
 def test_a_schema_names_its_dialect() -> None:
