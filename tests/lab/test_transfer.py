@@ -14,6 +14,8 @@ from lanewise.errors import CampaignError, LanewiseError, ReceiptError, UsageErr
 from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.transfer import pack, unpack
 from lanewise.receipts.archive import MANIFEST
+from lanewise.receipts.document import receipt_id_of
+from lanewise.receipts.index import Index
 from lanewise.receipts.store import Store, sha256_of
 from lanewise.receipts.validate import store_faults
 from tests.lab.fake import MACHINE, World, options, place
@@ -339,3 +341,28 @@ def test_an_archive_cut_or_flipped_anywhere_changes_nothing(world, tmp_path) -> 
             else:
                 assert "\n" not in refusal
                 assert not list(Path(target.root).glob("[!.]*"))
+
+
+def newer(world, campaign: str, version: str) -> Path:
+    """A receipt of the campaign as a later lanewise may write it, with a field nobody knows here."""
+    entry = CampaignFolder.find(world.store.root, campaign).journal.read()[0]
+    location = Path(world.store.locate_receipt(entry.receipts["A"][0]))
+    document = {**json.loads(location.read_bytes()), "schema_version": version, "surprise": [1, {}]}
+    identity = receipt_id_of(document)
+    path = location.with_name(f"{identity.removeprefix('sha256:')}.json")
+    path.write_text(json.dumps({**document, "receipt_id": identity}))
+    return path
+
+
+def test_fields_of_a_newer_minor_travel_and_a_newer_major_is_refused(
+    world, there, tmp_path
+) -> None:
+    campaign = interrupted(world)
+    name = newer(world, campaign, "1.99.0").name
+    pack(world.store, tmp_path / "a.tgz", [campaign])
+    unpack(there.store, tmp_path / "a.tgz")
+    assert contents(there.store) == contents(world.store)
+    assert any(path.endswith(name) for path in contents(there.store))
+    newer(world, campaign, "2.0.0")
+    Index(world.store).reindex()
+    assert Index(world.store).query(limit=0).unreadable[0].count("pip install --upgrade lanewise")
