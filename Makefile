@@ -32,8 +32,9 @@ types: $(INSTALLED) ## Type check.
 imports: $(INSTALLED) ## Direction of imports.
 	$(BIN)/lint-imports
 
-prove: $(INSTALLED) ## Tests longer than a few seconds.
+prove: $(INSTALLED) ## Long tests, then every proof at full counts (hours); writes docs/PROOF.md.
 	$(PYTEST) -m "slow and not gpu"
+	$(BIN)/python -m tools.prove
 
 bench: $(INSTALLED) ## Time the program's own overheads and the ops; writes benchmarks/results.
 	$(BIN)/python -m benchmarks.overheads
