@@ -7,12 +7,20 @@ Hashing: RFC 8785 canonical JSON → sha256; `receipt_id` hashes the body withou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
+
+from lanewise.receipts.base import Digest as Digest
+from lanewise.receipts.base import FiniteOrNull as FiniteOrNull
+from lanewise.receipts.base import NonNegativeInt as NonNegativeInt
+from lanewise.receipts.base import Record as Record
+from lanewise.receipts.base import Seconds as Seconds
+from lanewise.receipts.goodput import BADPUT_CATEGORIES as BADPUT_CATEGORIES
+from lanewise.receipts.goodput import Goodput as Goodput
+from lanewise.receipts.goodput import GoodputByRank as GoodputByRank
 
 SCHEMA_VERSION = "1.2.0"
 STEPS_SCHEMA_VERSION = "1.1.0"
@@ -24,44 +32,10 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks": "1.1.0",
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
+        "goodput_by_rank": "1.2.0",
     }
 )
 """Optional fields of a receipt → the version that brought them; older receipts lack them and need no reason for that."""
-
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0.0)]
-
-
-def _null_unless_finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-FiniteOrNull = Annotated[float | None, BeforeValidator(_null_unless_finite)]
-"""A training quantity that may diverge: NaN and infinities, which JSON cannot hold, become null."""
-
-BADPUT_CATEGORIES: tuple[str, ...] = (
-    "device_init",
-    "training_prep",
-    "compile",
-    "autotune",
-    "graph_capture",
-    "data_wait",
-    "checkpoint_save",
-    "checkpoint_restore",
-    "eval",
-    "gc",
-    "profiler",
-    "disruption",
-    "turn_wait",
-)
-"""Named badput. `turn_wait` is a lockstep arm waiting for its turn; `other` is computed, never a span."""
-
-
-class Record(BaseModel):
-    """Base of every part of a record: strict for writers, immutable, no NaN or infinity (JSON has none)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Producer(Record):
@@ -171,21 +145,6 @@ class Throughput(Record):
     tokens_per_second_per_device: float | None
     tokens_real: NonNegativeInt
     tokens_padded: NonNegativeInt
-
-
-class Goodput(Record):
-    """A partition of wall time: training steps + named badput + other = wall."""
-
-    wall_duration_seconds: Seconds
-    step_seconds: Seconds
-    goodput_ratio: Annotated[float, Field(ge=0.0)]
-    """step ÷ (wall − turn_wait): waiting for the other arm of a lockstep block is the lab's doing, not the lane's."""
-    badput_seconds: dict[str, float]
-    """Every category of `BADPUT_CATEGORIES` plus `other` (computed, may be negative, then the receipt is invalid)."""
-    overlapped_seconds: Seconds | None = None
-    """Badput hidden behind device work; null where nothing can overlap or it is not measured."""
-    observer_seconds: Seconds | None = None
-    """What the accounting itself cost; null in a run that does not measure it."""
 
 
 class CompileRecord(Record):
@@ -365,6 +324,8 @@ class RunReceipt(Record):
     timing: Timing
     throughput: Throughput
     goodput: Goodput | None
+    goodput_by_rank: GoodputByRank | None = None
+    """All ranks of a run of several processes, folded; null in a run of one."""
     compile: CompileRecord
     memory: Memory
     flops: Flops

@@ -33,6 +33,7 @@ from lanewise.receipts.schema import (
     FeatureRecord,
     Flops,
     Goodput,
+    GoodputByRank,
     LaneIdentity,
     Machine,
     Memory,
@@ -80,6 +81,7 @@ class RunFacts:
         host_allocator: what malloc was told about freed memory.
         routing_ids_digest: digest of the routing recorded or followed; None without either.
         aborted: None when all steps were taken, else why not.
+        goodput_by_rank: all ranks' goodput, folded by `measure.ranks.fold_ranks`; None in a run of one process.
     """
 
     request: RunRequest
@@ -101,6 +103,7 @@ class RunFacts:
     host_allocator: str
     routing_ids_digest: str | None
     aborted: str | None
+    goodput_by_rank: GoodputByRank | None = None
 
 
 def assemble(facts: RunFacts) -> dict[str, Any]:
@@ -127,6 +130,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "timing": timing,
         "throughput": _throughput(facts, timing, missing),
         "goodput": facts.goodput,
+        "goodput_by_rank": facts.goodput_by_rank,
         "compile": facts.compile,
         "memory": facts.memory,
         "flops": _with_utilisation(facts, timing, missing),
