@@ -21,6 +21,7 @@ from lanewise.receipts.base import Seconds as Seconds
 from lanewise.receipts.goodput import BADPUT_CATEGORIES as BADPUT_CATEGORIES
 from lanewise.receipts.goodput import Goodput as Goodput
 from lanewise.receipts.goodput import GoodputByRank as GoodputByRank
+from lanewise.receipts.goodput import RankRange as RankRange
 
 SCHEMA_VERSION = "1.2.0"
 STEPS_SCHEMA_VERSION = "1.1.0"

@@ -92,12 +92,14 @@ class TrainingLoop:
         isolate_documents: whether the model is told which document each token belongs to.
         graphs_compiled: reads how many graphs torch.compile has built, to tag steps that compile; None when it is off.
         replay_routing: gives the routing that every step follows; None lets the model choose.
+        delay: called at the end of every step with the clock's reading at its start; None waits for nothing.
         clock: monotonic nanoseconds.
         gc_interval_steps: steps between two collections.
 
     Attributes:
         next_step: number of the coming step.
         record_routing: told the routing of every step; None records nothing.
+        readout_ns: time spent, outside of any step's duration, on reading out what the steps did.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class TrainingLoop:
         isolate_documents: bool = False,
         graphs_compiled: Callable[[], int] | None = None,
         replay_routing: RoutingReader | None = None,
+        delay: Callable[[int], None] | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         gc_interval_steps: int = GC_INTERVAL_STEPS,
     ) -> None:
@@ -129,6 +132,8 @@ class TrainingLoop:
         self.record_routing: RoutingWriter | None = None
         self._replay_routing = replay_routing
         self._routing_source: RoutingSource | None = replay_routing
+        self._delay = delay
+        self.readout_ns = 0
         self._clock = clock
         self._gc_interval_steps = gc_interval_steps
         self._pending_tags: list[str] = []
@@ -171,15 +176,17 @@ class TrainingLoop:
                 with self._goodput.span("gc"):
                     gc.collect(1)
                 tags.append("gc")
-        duration_ns = self._clock() - start_ns
+            if self._delay is not None:
+                self._delay(start_ns)
+        end_ns = self._clock()
         if self._graphs_compiled() != graphs_before:
             tags.append("compile")
         if self.record_routing is not None:
             self.record_routing.write(step, [loss.expert_ids for loss in losses])
         self.next_step = step + 1
-        return StepResult(
+        result = StepResult(
             step=step,
-            duration_seconds=duration_ns / 1e9,
+            duration_seconds=(end_ns - start_ns) / 1e9,
             data_wait_seconds=data_wait_ns / 1e9,
             loss=loss,
             grad_norm=grad_norm.item() if self._measure and grad_norm is not None else None,
@@ -190,6 +197,8 @@ class TrainingLoop:
             loss_parts=loss_parts,
             auxiliary_losses=auxiliary_losses,
         )
+        self.readout_ns += self._clock() - end_ns
+        return result
 
     def untimed_step(self) -> None:
         """One more step that neither goodput nor the step count sees, for profiling at the end of a run."""

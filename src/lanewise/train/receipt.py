@@ -23,6 +23,7 @@ from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice
 from lanewise.receipts.environment import environment_digest
+from lanewise.receipts.instruments import ObserverCost
 from lanewise.receipts.schema import (
     BackendRecord,
     Check,
@@ -48,6 +49,7 @@ from lanewise.receipts.schema import (
 )
 from lanewise.train.extensions import extensions
 from lanewise.train.loss_record import loss_extensions
+from lanewise.train.planted import planted_record
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import routing_mode, routing_record
 
@@ -81,6 +83,7 @@ class RunFacts:
         host_allocator: what malloc was told about freed memory.
         routing_ids_digest: digest of the routing recorded or followed; None without either.
         aborted: None when all steps were taken, else why not.
+        observer: what observing cost; None where it is not accounted.
         goodput_by_rank: all ranks' goodput, folded by `measure.ranks.fold_ranks`; None in a run of one process.
     """
 
@@ -104,6 +107,7 @@ class RunFacts:
     routing_ids_digest: str | None
     aborted: str | None
     goodput_by_rank: GoodputByRank | None = None
+    observer: ObserverCost | None = None
 
 
 def assemble(facts: RunFacts) -> dict[str, Any]:
@@ -152,6 +156,8 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             losses=loss_extensions(facts.auxiliary_losses, facts.recorder.loss_parts()),
             routing_ids_digest=facts.routing_ids_digest,
             initial_weights=facts.initial_weights,
+            observer=facts.observer,
+            planted=planted_record(facts.request),
         ),
     }
 
@@ -380,7 +386,8 @@ def _without_present(missing: Mapping[str, str], facts: RunFacts) -> dict[str, s
     always: dict[str, Any] = {"telemetry": "no GPU"}
     if facts.goodput is not None:
         always["goodput.overlapped_seconds"] = "host time of one thread: spans never overlap"
-        always["goodput.observer_seconds"] = "benchmarks/goodput_cost.py measures it, not a run"
+        if facts.observer is None:
+            always["goodput.observer_seconds"] = "no step was taken"
     if facts.environment.device_model is None:
         always["environment.device_model"] = "no GPU"
         always["environment.device_driver_version"] = "no GPU"

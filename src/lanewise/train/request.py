@@ -16,6 +16,8 @@ A parent that goes away (end of file) is an abort.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from lanewise.lane.resolved import ResolvedLane
@@ -41,6 +43,8 @@ class RunRequest(Spec):
         experiment: place in a campaign; None for a plain training run.
         protocol: the measurement protocol's parameters, hashed into `protocol_digest`.
         measure_memory: take one profiled step after the timed window to count peak tensor memory.
+        planted_delay_ratio: prolongs every step by this share of its own time, inside the timed step: the positive
+            control of a campaign, whose true effect is known. None plants nothing.
         matmul_flops_per_second: measured ceiling of this machine, if known, for utilisation.
     """
 
@@ -58,4 +62,5 @@ class RunRequest(Spec):
     experiment: Experiment | None = None
     protocol: dict[str, str | int | float | bool] = Field(default_factory=dict)
     measure_memory: bool = True
+    planted_delay_ratio: Annotated[float, Field(gt=0.0)] | None = None
     matmul_flops_per_second: float | None = None

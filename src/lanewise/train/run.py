@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from lanewise.errors import UsageError
@@ -17,7 +15,6 @@ from lanewise.lane.built import require_built
 from lanewise.measure.goodput import GoodputClock
 from lanewise.measure.memory import CPU_METHOD, live_tensors, measure_cpu_step, peak_rss_bytes
 from lanewise.measure.steady import RULE, detect_warmup
-from lanewise.measure.steps import StepRecorder
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
@@ -30,10 +27,13 @@ from lanewise.train.build import build_model
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
 from lanewise.train.loop import StepResult, TrainingLoop
+from lanewise.train.observer import observer_cost, with_observer
 from lanewise.train.optim import parameter_groups
+from lanewise.train.planted import planted_delay
 from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import LOAD_FIELDS
+from lanewise.train.step_log import StepLog
 
 MIN_STEADY_STEPS = 8
 """Least steady steps of a run that detects its own warm-up."""
@@ -79,6 +79,7 @@ class Run:
 
     Attributes:
         goodput: the run's clock.
+        log: what was written down of every step.
         messages: what a person should know about the build, e.g. a half-written checkpoint that was ignored.
     """
 
@@ -101,9 +102,7 @@ class Run:
         watched = self.lane.observability
         self.goodput = GoodputClock(clock, enabled=watched.goodput)
         self.messages: list[str] = []
-        self._recorder = StepRecorder()
-        self._expert_loads: list[np.ndarray] = []
-        self._auxiliary_losses: dict[str, list[float]] = {}
+        self.log = StepLog(clock)
         self._origin: saved.Origin | None = None
         self._finished = False
         self._compile_seconds = 0.0
@@ -163,6 +162,7 @@ class Run:
             isolate_documents=lane.data.isolate_documents,
             graphs_compiled=compile_regions.graphs_compiled if compiled else None,
             replay_routing=self._replay,
+            delay=planted_delay(self.request, self._clock),
             clock=self._clock,
         )
         if self.request.resume:
@@ -221,20 +221,7 @@ class Run:
         """Take one optimizer step and record it."""
         start_ns = self._clock()
         result = self._loop.step()
-        self._recorder.record(
-            step=result.step,
-            start_seconds=(start_ns - self._start_ns) / 1e9,
-            duration_seconds=result.duration_seconds,
-            data_wait_seconds=result.data_wait_seconds,
-            loss=result.loss,
-            grad_norm=math.nan if result.grad_norm is None else result.grad_norm,
-            tags=result.tags,
-            loss_parts=result.loss_parts,
-        )
-        if result.expert_loads is not None:
-            self._expert_loads.append(result.expert_loads)
-        for name, value in result.auxiliary_losses.items():
-            self._auxiliary_losses.setdefault(name, []).append(value)
+        self.log.take(result, start_seconds=(start_ns - self._start_ns) / 1e9)
         return result
 
     def save_checkpoint(self) -> Path | None:
@@ -280,7 +267,7 @@ class Run:
     def given_warmup(self, *, steps: int, steady: bool, reason: str) -> Warmup:
         """A warm-up decided outside, for both arms of a block."""
         return Warmup(
-            rule=RULE, steps=min(steps, len(self._recorder)), steady=steady, reason=reason
+            rule=RULE, steps=min(steps, len(self.log.recorder)), steady=steady, reason=reason
         )
 
     def finish(self, *, warmup: Warmup | None = None, aborted: str | None = None) -> Finished:
@@ -295,6 +282,15 @@ class Run:
         self._finished = True
         observations = dict(self.ops.observed())
         missing: dict[str, str] = {}
+        with self.goodput.span("profiler"):
+            observer = observer_cost(
+                self.log,
+                self.goodput,
+                clock=self._clock,
+                num_launches=sum(seen.launches for seen in observations.values()),
+                readout_ns=self._loop.readout_ns,
+                micro_batches_per_step=self.lane.batch.gradient_accumulation_steps,
+            )
         memory = self._memory(missing, aborted)
         watched = self.lane.observability
         if not watched.measurements:
@@ -311,11 +307,12 @@ class Run:
                 created_at=self._created_at,
                 choices=self.ops.choices,
                 observations=observations,
-                recorder=self._recorder,
-                expert_loads=self._expert_loads,
-                auxiliary_losses=self._auxiliary_losses,
+                recorder=self.log.recorder,
+                expert_loads=self.log.expert_loads,
+                auxiliary_losses=self.log.auxiliary_losses,
                 warmup=warmup or self._detect_warmup(),
-                goodput=self.goodput.summary(),
+                goodput=with_observer(self.goodput.summary(), observer),
+                observer=observer,
                 compile=self._compile_record(),
                 memory=memory,
                 environment=collect_environment(num_threads=self.request.num_threads),
@@ -328,14 +325,14 @@ class Run:
                 aborted=aborted,
             )
         )
-        steps = self._recorder.series() if watched.temporal_perf else None
+        steps = self.log.recorder.series() if watched.temporal_perf else None
         receipt_id, location = Store(self.request.store_root).write_receipt(body, steps=steps)
         return Finished(receipt=RunReceipt(receipt_id=receipt_id, **body), location=location)
 
     def _detect_warmup(self) -> Warmup:
         return detect_warmup(
-            self._recorder.durations_seconds,
-            tagged=self._recorder.tagged("compile"),
+            self.log.recorder.durations_seconds,
+            tagged=self.log.recorder.tagged("compile"),
             min_steady=MIN_STEADY_STEPS,
         )
 
