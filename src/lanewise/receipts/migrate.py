@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lanewise.errors import ReceiptError
+from lanewise.receipts.calibration import CALIBRATION_SCHEMA_VERSION
 from lanewise.receipts.decision import DECISION_SCHEMA_VERSION
 from lanewise.receipts.schema import SCHEMA_VERSION, STEPS_SCHEMA_VERSION
 
@@ -51,6 +52,7 @@ class History:
 
 RECEIPTS = History(current=SCHEMA_VERSION)
 DECISIONS = History(current=DECISION_SCHEMA_VERSION)
+CALIBRATIONS = History(current=CALIBRATION_SCHEMA_VERSION)
 STEPS = History(current=STEPS_SCHEMA_VERSION)
 """Of the step sidecars, which have no `kind`."""
 HISTORIES: Mapping[str, History] = {
@@ -58,6 +60,7 @@ HISTORIES: Mapping[str, History] = {
     "calibration": RECEIPTS,
     "decision": DECISIONS,
     "campaign": DECISIONS,
+    "noise_calibration": CALIBRATIONS,
 }
 """`kind` of a record → its versions. No upcaster exists while 1 is the only major."""
 

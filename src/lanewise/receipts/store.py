@@ -4,6 +4,7 @@
     <root>/receipts/<lane name>/<yyyy-mm>/<digest of the series>.steps.json     sidecar, an artifact of the receipt
     <root>/decisions/<id>.json
     <root>/campaigns/<id>/campaign.json
+    <root>/calibrations/<id>.json
     <root>/index.sqlite                                                         rebuildable, never the truth
 
 Any number of processes may write at once: names are unique by content, files appear whole, nothing is locked.
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from lanewise.errors import LanewiseError, ReceiptError, StoreError
 from lanewise.receipts import files
+from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.document import (
     RecordT,
@@ -102,6 +104,11 @@ class Store:
         """Write the state of a campaign, replacing its earlier state; returns its location."""
         return self._write(f"{self.campaign_folder(campaign.campaign_id)}/campaign.json", campaign)
 
+    def write_calibration(self, calibration: CalibrationRecord) -> str:
+        """Write a calibration, replacing an earlier state of the same one; returns its location."""
+        name = _safe_name("calibration_id", calibration.calibration_id)
+        return self._write(f"{self.root}/calibrations/{name}.json", calibration)
+
     def campaign_folder(self, campaign_id: str) -> str:
         """Where a campaign keeps its record and its working files."""
         return f"{self.root}/campaigns/{_safe_name('campaign_id', campaign_id)}"
@@ -160,6 +167,17 @@ class Store:
         """Every campaign of the store; `problems` as in `iter_receipts`."""
         yield from self._iterate(self.campaign_files(), _parse_campaign, problems)
 
+    def read_calibration(self, calibration_id: str) -> CalibrationRecord:
+        """Read a calibration by its id or a path."""
+        found = self.calibration_files()
+        return self._read_named(CalibrationRecord, "calibration", calibration_id, found)
+
+    def iter_calibrations(
+        self, problems: list[LanewiseError] | None = None
+    ) -> Iterator[CalibrationRecord]:
+        """Every calibration of the store; `problems` as in `iter_receipts`."""
+        yield from self._iterate(self.calibration_files(), _parse_calibration, problems)
+
     def receipt_files(self) -> list[FileStamp]:
         """The receipt files, named relative to the root; sidecars are left out."""
         return files.list_json(self.root, "receipts", but_not=STEPS_SUFFIX)
@@ -167,6 +185,10 @@ class Store:
     def decision_files(self) -> list[FileStamp]:
         """The decision files, named relative to the root."""
         return files.list_json(self.root, "decisions")
+
+    def calibration_files(self) -> list[FileStamp]:
+        """The calibration files, named relative to the root."""
+        return files.list_json(self.root, "calibrations")
 
     def indexed_files(self, found: files.FoldersFound) -> list[FileStamp]:
         """Receipt and decision files of folders that `found` does not know to be unchanged; all of a remote store."""
@@ -320,6 +342,10 @@ def _parse_decision(content: bytes, where: str) -> Decision:
 
 def _parse_campaign(content: bytes, where: str) -> CampaignRecord:
     return parse_record(CampaignRecord, content, where)
+
+
+def _parse_calibration(content: bytes, where: str) -> CalibrationRecord:
+    return parse_record(CalibrationRecord, content, where)
 
 
 def _safe_name(what: str, name: str) -> str:
