@@ -77,6 +77,7 @@ class CampaignPlan(Record):
     noise_log: float
     noise_source: str
     planned_mde_log: float
+    planted_ratio: float | None = None
     notes: tuple[str, ...] = ()
 
     @property

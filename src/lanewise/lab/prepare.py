@@ -9,6 +9,7 @@ from typing import Literal
 from lanewise.errors import UsageError
 from lanewise.lab.arms import ArmBuilder, Design, questions
 from lanewise.lab.children import Launcher
+from lanewise.lab.conditions import Conditions
 from lanewise.lab.events import Listener, PilotVisited
 from lanewise.lab.margin import known_noise
 from lanewise.lab.pilot import Pilot
@@ -46,6 +47,7 @@ class CampaignOptions:
         seed: of every random order.
         num_threads: threads of each training process.
         data_path: replaces the lane's data; None keeps it.
+        planted_ratio: delay of the positive control ÷ step time; None plants nothing.
     """
 
     lane: Lane
@@ -59,6 +61,7 @@ class CampaignOptions:
     seed: int
     num_threads: int
     data_path: str | None
+    planted_ratio: float | None = None
 
 
 def make_plan(
@@ -70,6 +73,7 @@ def make_plan(
     campaign_id: str,
     created_at: str,
     free_memory_bytes: Callable[[], int | None],
+    conditions: Callable[[], Conditions],
     listen: Listener,
 ) -> CampaignPlan:
     """Time a pilot and spend the budget.
@@ -82,6 +86,7 @@ def make_plan(
         campaign_id: name of the campaign.
         created_at: RFC 3339 time.
         free_memory_bytes: memory that is free now, or None when the system does not tell.
+        conditions: of this machine now, to be compared with those of earlier calibrations.
         listen: told about pilot visits.
 
     Raises:
@@ -102,6 +107,7 @@ def make_plan(
         machine_class=options.machine_class,
         device_type=options.device_type,
         design=options.design,
+        planted_ratio=options.planted_ratio,
     )
     asked = questions(builder, options.features)
     free_bytes = free_memory_bytes()
@@ -119,7 +125,14 @@ def make_plan(
     )
     if not options.lane.observability.temporal_perf:
         notes = (*notes, "observability.temporal_perf was switched on: the lab needs step series")
-    noise = known_noise(store, builder.base(), block_design)
+    noise = known_noise(
+        store,
+        builder.base(),
+        block_design,
+        num_threads=options.num_threads,
+        conditions=conditions,
+        now=created_at,
+    )
     features = allocate(
         [pilot.candidate(question) for question in asked],
         options.budget_seconds * (1.0 - RESERVE_RATIO) - pilot.seconds,
@@ -146,7 +159,8 @@ def make_plan(
         noise_log=noise.block_sd_log,
         noise_source=noise.source,
         planned_mde_log=planned_mde(noise.block_sd_log, features),
-        notes=notes,
+        planted_ratio=options.planted_ratio,
+        notes=(*notes, *noise.notes, *noise.fewer_quads(features)),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lanewise.errors import UsageError
 from lanewise.lab.campaign import CampaignFolder, newest_unfinished
 from lanewise.lab.children import Launcher
+from lanewise.lab.conditions import Conditions, current_conditions
 from lanewise.lab.events import CampaignResult, Listener
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.prepare import CampaignOptions, make_plan
@@ -30,6 +31,7 @@ class Lab:
         new_token: a short random word that makes campaign names unique.
         free_memory_bytes: memory that is free now, or None when the system does not tell.
         listen: told what happens.
+        conditions: machine class, number of threads → conditions of this machine now.
     """
 
     store: Store
@@ -39,6 +41,7 @@ class Lab:
     new_token: Callable[[], str]
     free_memory_bytes: Callable[[], int | None]
     listen: Listener
+    conditions: Callable[[str, int], Conditions] = current_conditions
 
     def plan(self, options: CampaignOptions) -> CampaignPlan:
         """Time a pilot and plan; nothing is written.
@@ -96,6 +99,7 @@ class Lab:
             campaign_id=f"{created_at[:10]}-{options.lane.name}-{self.new_token()}",
             created_at=created_at,
             free_memory_bytes=self.free_memory_bytes,
+            conditions=lambda: self.conditions(options.machine_class, options.num_threads),
             listen=self.listen,
         )
 

@@ -11,6 +11,9 @@ from lanewise.receipts.decision import Estimate, Margin, MetricDelta, Verdict
 WORTH_PAYING_BACK_SECONDS = 1.0
 """Compile time below this is not worth a word."""
 
+MEASURED = (Verdict.FASTER, Verdict.SLOWER, Verdict.EQUIVALENT)
+"""What a campaign can say about the lab's own instruments; there is nothing to turn on or off."""
+
 HOPELESS_BLOCKS = 200
 """Beyond this many more blocks the honest advice is a quieter machine."""
 
@@ -26,6 +29,8 @@ def advice(
     treated_step_seconds: float | None,
 ) -> str:
     """The stance of a decision."""
+    if arms.role in ("control", "observer") and verdict in MEASURED:
+        return arms.stance
     if verdict is Verdict.FASTER:
         steps = break_even_steps(compile_seconds, control_step_seconds, treated_step_seconds)
         if steps is not None:

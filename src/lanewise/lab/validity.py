@@ -10,6 +10,7 @@ from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.schedule import ArmName
 from lanewise.receipts.compare import comparable
+from lanewise.receipts.instruments import PLANTED_KEY
 from lanewise.receipts.schema import BackendRecord, RunReceipt
 
 ARM_NAMES: tuple[ArmName, ...] = ("A", "B")
@@ -42,6 +43,7 @@ def block_faults(block: BlockEvidence, arms: Arms) -> tuple[Fault, ...]:
         return tuple(Fault(text=reason, structural=True) for reason in block.unreadable)
     faults = [*_placement(block), *_observations(block, arms)]
     faults += _receipt_checks(block, already_said=bool(faults))
+    faults += _planted(block, arms)
     faults += _comparability(block, arms)
     faults += _losses(block, arms)
     if not faults:
@@ -119,6 +121,20 @@ def _receipt_checks(block: BlockEvidence, *, already_said: bool) -> Iterator[Fau
                 )
             if not receipt.numerics.losses_finite:
                 yield Fault(text=f"arm {arm}: a loss is not finite", structural=True)
+
+
+def _planted(block: BlockEvidence, arms: Arms) -> Iterator[Fault]:
+    """A delay belongs into arm B of a positive control, of the planned size, and nowhere else."""
+    for arm in ARM_NAMES:
+        wanted = (arms.planted_ratio or None) if arm == "B" else None
+        for receipt in block.receipts[arm]:
+            delay = receipt.extensions.get(PLANTED_KEY)
+            found = None if delay is None else delay["step_time_ratio"] - 1.0
+            if (found is None) != (wanted is None) or abs((found or 0.0) - (wanted or 0.0)) > 1e-9:
+                yield Fault(
+                    text=f"arm {arm} was to be delayed by {wanted or 0.0:.2%}, its receipt says {found or 0.0:.2%}",
+                    structural=True,
+                )
 
 
 def _comparability(block: BlockEvidence, arms: Arms) -> Iterator[Fault]:

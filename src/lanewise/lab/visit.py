@@ -74,6 +74,8 @@ class BlockTask:
             ),
             protocol=protocol.parameters(self.plan.block_design, num_threads=self.plan.num_threads),
             measure_memory=self.block == 1,
+            # A planted delay of 0 runs the very code of a base step.
+            planted_delay_ratio=(self.arms.planted_ratio or None) if arm == "B" else None,
         )
 
 
