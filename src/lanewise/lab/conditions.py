@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from lanewise.lane.gpu import find_gpu
 from lanewise.lane.machine import device_type_of
 from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.environment import (
@@ -60,9 +61,10 @@ def current_conditions(machine_class: str, num_threads: int) -> Conditions:
         machine_class: class of this machine.
         num_threads: threads of a child.
     """
+    gpu = find_gpu() if device_type_of(machine_class) == "cuda" else None
     with exported(child_environment(num_threads)):
-        environment = collect_environment(num_threads=num_threads)
-    return Conditions(machine=collect_machine(machine_class), environment=environment)
+        environment = collect_environment(num_threads=num_threads, gpu=gpu)
+    return Conditions(machine=collect_machine(machine_class, gpu=gpu), environment=environment)
 
 
 def valid_until(created_at: str) -> str:
