@@ -148,6 +148,33 @@ def control_blocks(calibration: CalibrationRecord, ratio: float) -> int | None:
     return None if found is None else max(found, MIN_LOOK_BLOCKS)
 
 
+def plant(
+    lab: Lab, campaign: CampaignOptions, calibration: CalibrationRecord, ratio: float
+) -> tuple[ControlResult, CampaignResult]:
+    """Run one positive control of its own, planned from a calibration. The calibration is left as it is.
+
+    Args:
+        lab: the lab.
+        campaign: lane, machine, budget, seed, threads and data.
+        calibration: noise and margin to plan with.
+        ratio: delay ÷ step time; 0 plants none.
+
+    Raises:
+        UsageError: no number of blocks would find it, or the budget is too small for the blocks it takes.
+    """
+    result = lab.start(
+        replace(
+            campaign,
+            features=(PLANTED,),
+            blocks=_control_blocks(calibration, ratio),
+            block_design=calibration.block_design,
+            planted_ratio=ratio,
+        )
+    )
+    plan = CampaignFolder.find(lab.store.root, result.campaign.campaign_id).plan()
+    return _control(plan, result.decisions[0]), result
+
+
 class _Part:
     """Runs the parts of one calibration inside one budget."""
 
@@ -196,9 +223,12 @@ def _after_noise(part: _Part, campaigns: tuple[CampaignResult, ...]) -> Calibrat
         if not wanted:
             continue
         try:
-            result = part.run(
-                feature, blocks=_blocks(calibration, feature, options), like=calibration
+            blocks = (
+                _control_blocks(calibration, options.control_ratio)
+                if feature == PLANTED and options.control_ratio is not None
+                else None
             )
+            result = part.run(feature, blocks=blocks, like=calibration)
         except UsageError as error:
             problems.append(f"{feature} was not run: {error}")
             continue
@@ -215,15 +245,12 @@ def _after_noise(part: _Part, campaigns: tuple[CampaignResult, ...]) -> Calibrat
     return CalibrationResult(calibration=calibration, campaigns=campaigns, problems=tuple(problems))
 
 
-def _blocks(calibration: CalibrationRecord, feature: str, options: CalibrateOptions) -> int | None:
-    """Blocks of a part; None lets its budget decide.
+def _control_blocks(calibration: CalibrationRecord, ratio: float) -> int:
+    """`control_blocks`, or why there is no such number.
 
     Raises:
         UsageError: no number of blocks would find the planted delay.
     """
-    if feature != PLANTED or options.control_ratio is None:
-        return None
-    ratio = options.control_ratio
     blocks = control_blocks(calibration, ratio)
     if blocks is None:
         margin = math.expm1(calibration.margin.log_value)
