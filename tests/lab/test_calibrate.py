@@ -39,7 +39,9 @@ def noise(sd: float, seed: int = 0):
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory):
     """A world with one calibration; tests that change it copy nothing and only read."""
-    world = World(store=Store(tmp_path_factory.mktemp("store")))
+    world = World(
+        store=Store(tmp_path_factory.mktemp("store")), tokens=[f"t{n}" for n in range(99)]
+    )
     world.script.seconds = noise(0.01)
     return world, calibrate(world.lab(), ask(blocks=16, budget_seconds=3600.0))
 
@@ -128,6 +130,7 @@ def test_software_that_takes_part_in_a_step_expires_it_by_name(calibrated, chang
         {"packages": {"pyarrow": "99"}},
         {"packages": {"flash-attn": "3.0"}},
         {"variables": {"LANEWISE_STORE": "elsewhere"}},
+        {"variables": {"TORCHINDUCTOR_CACHE_DIR": "<set>"}},
         {"vcs_dirty": True},
     ],
 )

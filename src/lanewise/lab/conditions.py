@@ -45,6 +45,9 @@ GPU_PACKAGES: Final = frozenset(
 )
 """No backend of theirs runs on a CPU."""
 
+CACHE_VARIABLES: Final = frozenset({"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"})
+"""Where compiled code lies; torch sets the first one itself while it builds a lane."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditions:
@@ -113,7 +116,9 @@ def why_not(
 def environment_changes(was: Environment, now: Environment, device_type: str) -> list[str]:
     """Changes of software that may change the noise of a step, each as `torch 2.12 → 2.13`."""
     before, after = (compared_fields(environment) for environment in (was, now))
-    ignored = DATA_PACKAGES | (GPU_PACKAGES if device_type == "cpu" else frozenset())
+    ignored = (
+        DATA_PACKAGES | CACHE_VARIABLES | (GPU_PACKAGES if device_type == "cpu" else frozenset())
+    )
     changes: list[str] = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
