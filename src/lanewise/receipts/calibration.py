@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from lanewise.receipts.base import Digest, NonNegativeInt, Record
 from lanewise.receipts.decision import Margin
+from lanewise.receipts.record import Digest, NonNegativeInt, Record
 from lanewise.receipts.schema import Environment, LaneIdentity, Machine, Producer
 
 CALIBRATION_SCHEMA_VERSION = "1.0.0"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lanewise.receipts.base import NonNegativeInt, Record, Seconds
+from lanewise.receipts.record import NonNegativeInt, Record, Seconds
 
 BADPUT_CATEGORIES: tuple[str, ...] = (
     "device_init",

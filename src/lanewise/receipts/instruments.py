@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lanewise.receipts.base import Record, Seconds
+from lanewise.receipts.record import Record, Seconds
 
 OBSERVER_KEY: Final = "io.lanewise.observer"
 """Key in a receipt's `extensions` under which an `ObserverCost` stands."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lanewise.receipts.calibration import CalibrationRecord
+from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 
@@ -24,6 +25,7 @@ SCHEMAS: Mapping[str, type[Record]] = {
     "campaign-1.2.json": CampaignRecord,
     "calibration-1.0.json": CalibrationRecord,
     "steps-1.1.json": StepSeries,
+    "ceilings-1.0.json": CeilingRecord,
 }
 FROZEN: tuple[str, ...] = (
     "receipt-1.0.json",

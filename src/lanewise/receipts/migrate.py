@@ -13,6 +13,7 @@ from typing import Any
 
 from lanewise.errors import ReceiptError
 from lanewise.receipts.calibration import CALIBRATION_SCHEMA_VERSION
+from lanewise.receipts.ceilings import CEILINGS_SCHEMA_VERSION
 from lanewise.receipts.decision import DECISION_SCHEMA_VERSION
 from lanewise.receipts.schema import SCHEMA_VERSION, STEPS_SCHEMA_VERSION
 
@@ -61,6 +62,7 @@ HISTORIES: Mapping[str, History] = {
     "decision": DECISIONS,
     "campaign": DECISIONS,
     "noise_calibration": CALIBRATIONS,
+    "ceilings": History(current=CEILINGS_SCHEMA_VERSION),
 }
 """`kind` of a record → its versions. No upcaster exists while 1 is the only major."""
 

@@ -13,15 +13,19 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lanewise.receipts.base import Digest as Digest
-from lanewise.receipts.base import FiniteOrNull as FiniteOrNull
-from lanewise.receipts.base import NonNegativeInt as NonNegativeInt
-from lanewise.receipts.base import Record as Record
-from lanewise.receipts.base import Seconds as Seconds
+from lanewise.receipts.failures import Failure, FailureFamily
+from lanewise.receipts.flops import ComponentFlops as ComponentFlops
+from lanewise.receipts.flops import Flops as Flops
 from lanewise.receipts.goodput import BADPUT_CATEGORIES as BADPUT_CATEGORIES
 from lanewise.receipts.goodput import Goodput as Goodput
 from lanewise.receipts.goodput import GoodputByRank as GoodputByRank
 from lanewise.receipts.goodput import RankRange as RankRange
+from lanewise.receipts.record import Digest as Digest
+from lanewise.receipts.record import FiniteOrNull as FiniteOrNull
+from lanewise.receipts.record import NonNegativeInt as NonNegativeInt
+from lanewise.receipts.record import Record as Record
+from lanewise.receipts.record import Seconds as Seconds
+from lanewise.receipts.warmup_policy import WarmupPolicy
 
 SCHEMA_VERSION = "1.2.0"
 STEPS_SCHEMA_VERSION = "1.1.0"
@@ -34,6 +38,14 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
         "goodput_by_rank": "1.2.0",
+        "compile.warmup_policy": "1.2.0",
+        "flops.ceiling": "1.2.0",
+        "flops.tensor_activity": "1.2.0",
+        "flops.flags": "1.2.0",
+        "outcome.failure_family": "1.2.0",
+        "outcome.failure": "1.2.0",
+        "routing.expert_ranks": "1.2.0",
+        "routing.tokens_between_ranks": "1.2.0",
     }
 )
 """Optional fields of a receipt → the version that brought them; older receipts lack them and need no reason for that."""
@@ -157,6 +169,8 @@ class CompileRecord(Record):
     graph_breaks: NonNegativeInt | None
     recompiles: NonNegativeInt | None
     graph_captures: NonNegativeInt | None
+    warmup_policy: WarmupPolicy | None = None
+    """Whether graphs were compiled before step 0, and why or why not."""
 
 
 class Memory(Record):
@@ -168,41 +182,6 @@ class Memory(Record):
     peak_device_used_bytes: NonNegativeInt | None
     alloc_retries: NonNegativeInt | None
     ooms: NonNegativeInt | None
-
-
-class ComponentFlops(Record):
-    """Parameters and forward FLOPs of one component of the lane."""
-
-    component: str
-    count: NonNegativeInt
-    params: NonNegativeInt
-    active_params: NonNegativeInt
-    forward_flops_per_token: float
-    training_flops_per_token: float
-
-
-class Flops(Record):
-    """FLOP convention, lane numerator and utilisation (null without a measured ceiling)."""
-
-    convention: str
-    convention_version: str
-    causal_factor: str
-    mla_form: Literal["expanded", "absorbed"]
-    components: tuple[ComponentFlops, ...]
-    params_total: NonNegativeInt
-    params_active: NonNegativeInt
-    training_flops_per_token: float
-    routing_mode: Literal["learned", "forced_balanced", "replayed"]
-    peak_dtype: str
-    peak_flops_per_second: float | None
-    peak_source: str | None
-    measured_matmul_flops_per_second: float | None
-    model_flops_utilization_ratio: float | None
-    hardware_flops_utilization_ratio: float | None
-    hardware_flops_per_token: float | None = None
-    """Training FLOPs executed: recomputation, latent attention and taxes included (docs/FLOPS.md)."""
-    six_n_active_flops_per_token: float | None = None
-    """6 × active parameters, the rule of thumb behind many public numbers."""
 
 
 class Routing(Record):
@@ -219,6 +198,11 @@ class Routing(Record):
     """Coefficient of variation of each of those lists."""
     null_ratio: float | None = None
     """Share of picks that fell on null slots and computed nothing; 0 in a lane without null slots."""
+    expert_ranks: tuple[NonNegativeInt, ...] | None = None
+    """Rank of the expert-parallel group that holds expert 0, 1, …; the same in every E layer."""
+    tokens_between_ranks: tuple[tuple[NonNegativeInt, ...], ...] | None = None
+    """Row: sending rank, column: receiving rank; token copies over all steady steps and E layers. What stays on its
+    rank is not sent, so the diagonal is 0."""
 
 
 class Numerics(Record):
@@ -290,6 +274,10 @@ class Outcome(Record):
     validity: Literal["valid", "invalid"]
     checks: tuple[Check, ...]
     error: str | None = None
+    failure_family: FailureFamily | None = None
+    """Kind of what went wrong first; null in a run that counts, and in receipts before 1.2."""
+    failure: Failure | None = None
+    """The facts of that kind of failure."""
 
 
 class Artifact(Record):

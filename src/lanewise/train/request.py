@@ -9,7 +9,8 @@ Lockstep protocol over one `multiprocessing.connection` pipe, messages are plain
     parent → child    {"command": "finish", "warmup_steps": int | None, "steady": bool | None, "warmup_reason": str}
                        steps to drop, decided by the parent for both arms; None lets the child detect its own
     child  → parent   {"event": "finished", "receipt_id": str, "receipt_path": str, "validity": str, "reasons": [str]}
-    child  → parent   {"event": "failed", "error": str, "exit_code": int}      instead of any of the above
+    child  → parent   {"event": "failed", "error": str, "exit_code": int, "failure": {…} | None}
+                       instead of any of the above; the facts are a record of `receipts.failures`, None for refused input
     parent → child    {"command": "abort"}                                     the child writes no receipt and exits
 
 A parent that goes away (end of file) is an abort.
@@ -46,7 +47,6 @@ class RunRequest(Spec):
         measure_memory: take one profiled step after the timed window to count peak tensor memory.
         planted_delay_ratio: prolongs every step by this share of its own time, inside the timed step: the positive
             control of a campaign, whose true effect is known. None plants nothing.
-        matmul_flops_per_second: measured ceiling of this machine, if known, for utilisation.
     """
 
     resolved: ResolvedLane
@@ -64,4 +64,3 @@ class RunRequest(Spec):
     protocol: dict[str, str | int | float | bool] = Field(default_factory=dict)
     measure_memory: bool = True
     planted_delay_ratio: Annotated[float, Field(gt=0.0)] | None = None
-    matmul_flops_per_second: float | None = None

@@ -22,6 +22,7 @@ class StepLog:
         recorder: per-step series.
         expert_loads: per step int64 [E layers, E + 1], where measured.
         auxiliary_losses: name → unweighted value of every step that had it.
+        layer_losses: layer and name → the same of single layers.
         writing_ns: time spent on writing down.
         protocol_ns: time spent on messages to and from the lab, waiting left out.
     """
@@ -30,6 +31,7 @@ class StepLog:
         self.recorder = StepRecorder()
         self.expert_loads: list[np.ndarray] = []
         self.auxiliary_losses: dict[str, list[float]] = {}
+        self.layer_losses: dict[tuple[int, str], list[float]] = {}
         self.writing_ns = 0
         self.protocol_ns = 0
         self._clock = clock
@@ -56,6 +58,8 @@ class StepLog:
             self.expert_loads.append(result.expert_loads)
         for name, value in result.auxiliary_losses.items():
             self.auxiliary_losses.setdefault(name, []).append(value)
+        for layer_and_name, value in result.layer_losses.items():
+            self.layer_losses.setdefault(layer_and_name, []).append(value)
         self.writing_ns += self._clock() - start_ns
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What every record is made of: the strict base model and the types of its fields."""
+"""What every record is made of: the strict base class and the checked kinds of values."""
 
 from __future__ import annotations
 
