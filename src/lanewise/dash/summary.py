@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lanewise.dash import format as fmt
+from lanewise.dash.looks import adjustment_sentence, detection_lines
 from lanewise.dash.rows import verdict_word
 from lanewise.receipts.decision import CampaignRecord, Decision, Verdict
 from lanewise.receipts.schema import RunReceipt
@@ -112,11 +113,15 @@ def plan_lines(campaign: CampaignRecord) -> tuple[str, ...]:
         f"plan    {fmt.plural(num_features, 'feature')}{whole} × {num_blocks} {campaign.block_design} blocks"
         f" = {fmt.plural(sum(f.visits for f in planned), 'process', 'es')},"
         f" {fmt.duration(sum(f.estimated_seconds for f in planned))}"
-        f" of {fmt.duration(campaign.budget_seconds)}"
+        f" of {'at most ' if campaign.planned_effect_log is not None else ''}{fmt.duration(campaign.budget_seconds)}"
         f" · detects ≥ {fmt.percent(math.expm1(campaign.planned_mde_log))} ({noise})"
     )
     left_out = [f"{f.feature}: {f.skipped_reason}" for f in campaign.features if f.skipped_reason]
-    return (first, *(f"        not measured · {line}" for line in left_out))
+    if campaign.planned_effect_log is not None:
+        effect = fmt.percent(math.expm1(campaign.planned_effect_log))
+        first += f" · blocks chosen to find {effect} with 80 % power"
+    more = (*detection_lines(campaign), *(f"not measured · {line}" for line in left_out))
+    return (first, *(f"        {line}" for line in more))
 
 
 _CLAUSES: tuple[tuple[str, str, str], ...] = (
@@ -241,6 +246,8 @@ def closing_lines(
     """The last lines of a campaign: the sum of it, what is missing, where the proof lies."""
     missing, stack = gaps(campaign, decisions), stack_sentence(campaign)
     lines = [] if missing or stack is None else [stack]
+    corrected = adjustment_sentence(decisions)
+    lines += [] if missing or corrected is None else [corrected]
     lines += campaign.notes
     if missing:
         lines.append(f"INCOMPLETE: {'; '.join(missing)}. Finish with `{resume_command(campaign)}`.")

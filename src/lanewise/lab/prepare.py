@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from lanewise.errors import UsageError
 from lanewise.lab.arms import ArmBuilder, Design, questions
 from lanewise.lab.children import Launcher
 from lanewise.lab.conditions import Conditions
+from lanewise.lab.detect import blocks_to_find, planned_mde, registered
 from lanewise.lab.events import Listener, PilotVisited
 from lanewise.lab.margin import known_noise
 from lanewise.lab.pilot import Pilot
@@ -18,7 +20,6 @@ from lanewise.lab.plan import (
     ArmCost,
     CampaignPlan,
     allocate,
-    planned_mde,
 )
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.machine import DeviceType
@@ -45,6 +46,7 @@ class CampaignOptions:
         design: base of the comparison.
         block_design: how a block is run; None decides by memory.
         blocks: blocks per feature; None lets the budget decide.
+        effect_log: effect to find, from which blocks follow; None lets `blocks` or the budget decide.
         seed: of every random order.
         num_threads: threads of each training process.
         data_path: replaces the lane's data; None keeps it.
@@ -62,6 +64,7 @@ class CampaignOptions:
     seed: int
     num_threads: int
     data_path: str | None
+    effect_log: float | None = None
     planted_ratio: float | None = None
 
 
@@ -91,7 +94,8 @@ def make_plan(
         listen: told about pilot visits.
 
     Raises:
-        UsageError: a feature cannot be measured, the lane replays routing, or the budget is too small for one block.
+        UsageError: a feature cannot be measured, the lane replays routing, the budget is too small for one block or
+            for the effect asked for, or that effect cannot be found.
         ChildError: the base lane's process died.
     """
     moe = options.lane.model.moe
@@ -111,6 +115,18 @@ def make_plan(
         planted_ratio=options.planted_ratio,
     )
     asked = questions(builder, options.features)
+    noise_of = partial(
+        known_noise,
+        store,
+        builder.base(),
+        num_threads=options.num_threads,
+        conditions=conditions,
+        now=created_at,
+    )
+    if options.effect_log is not None:
+        # What cannot be found under the design that most lanes get is refused before the pilot takes its time.
+        hoped_for = noise_of(options.block_design or "lockstep")
+        blocks_to_find(options.effect_log, [q.arms for q in asked], hoped_for)
     free_bytes = free_memory_bytes(options.device_type)
     pilot = Pilot(
         launcher=launcher,
@@ -126,21 +142,17 @@ def make_plan(
     )
     if not options.lane.observability.temporal_perf:
         notes = (*notes, "observability.temporal_perf was switched on: the lab needs step series")
-    noise = known_noise(
-        store,
-        builder.base(),
-        block_design,
-        num_threads=options.num_threads,
-        conditions=conditions,
-        now=created_at,
-    )
+    noise = noise_of(block_design)
     features = allocate(
         [pilot.candidate(question) for question in asked],
         options.budget_seconds * (1.0 - RESERVE_RATIO) - pilot.seconds,
         finish_seconds=FINISH_SECONDS,
         design=block_design,
-        blocks=options.blocks,
+        blocks=options.blocks
+        if options.effect_log is None
+        else blocks_to_find(options.effect_log, [q.arms for q in asked], noise),
     )
+    features = registered(features, [q.arms for q in asked], noise)
     return CampaignPlan(
         campaign_id=campaign_id,
         created_at=created_at,
@@ -160,6 +172,7 @@ def make_plan(
         noise_log=noise.block_sd_log,
         noise_source=noise.source,
         planned_mde_log=planned_mde(noise.block_sd_log, features),
+        effect_log=options.effect_log,
         planted_ratio=options.planted_ratio,
         notes=(*notes, *noise.notes, *noise.fewer_quads(features)),
     )

@@ -290,3 +290,5 @@ class CampaignRecord(Record):
     """Step time of the full stack ÷ bare lane, from its own blocks; null when not measured."""
     notes: tuple[str, ...] = Field(default_factory=tuple)
     mode: Literal["confirm", "screen"] = "confirm"
+    planned_effect_log: float | None = None
+    """Effect that the blocks were chosen to find (`--effect`); null where the budget or a number of blocks decided."""
