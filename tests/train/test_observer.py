@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lanewise.measure.goodput import GoodputClock
+from lanewise.ops.observe import Observation
 from lanewise.receipts.instruments import OBSERVER_KEY, ObserverCost
 from lanewise.receipts.store import Store
 from lanewise.train.observer import observer_cost, with_observer
@@ -32,14 +33,8 @@ def test_every_part_is_its_number_times_its_clocked_cost() -> None:
         log.take(training.step(), start_seconds=0.0)
     with log.protocol():
         pass
-    cost = observer_cost(
-        log,
-        goodput,
-        clock=ticking(),
-        num_launches=12,
-        readout_ns=training.readout_ns,
-        micro_batches_per_step=2,
-    )
+    seen = Observation(op="add_norm", backends=("fused.torch",), launches=12, proof="counter")
+    cost = observer_cost(log, goodput, training, {"add_norm": seen})
     assert cost is not None
     assert cost.steps == 3
     # A step span and two waits for data in each of three steps, two reads of the clock a span.
@@ -57,12 +52,11 @@ def test_every_part_is_its_number_times_its_clocked_cost() -> None:
 
 
 def test_nothing_is_accounted_without_steps_or_with_goodput_off() -> None:
-    arguments = {"clock": ticking(), "num_launches": 0, "readout_ns": 0}
-    log = StepLog(ticking())
-    assert observer_cost(log, GoodputClock(), micro_batches_per_step=1, **arguments) is None
-    log.take(loop().step(), start_seconds=0.0)
+    log, training = StepLog(ticking()), loop()
+    assert observer_cost(log, GoodputClock(), training, {}) is None
+    log.take(training.step(), start_seconds=0.0)
     off = GoodputClock(enabled=False)
-    assert observer_cost(log, off, micro_batches_per_step=1, **arguments) is None
+    assert observer_cost(log, off, training, {}) is None
     assert with_observer(None, None) is None
 
 

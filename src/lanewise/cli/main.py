@@ -17,6 +17,7 @@ from lanewise.cli import (
     doctor,
     feature,
     generate,
+    graduate,
     lane,
     receipt,
     report,
@@ -65,7 +66,19 @@ def _root(
     pass
 
 
-for group in (doctor, lane, feature, ablate, calibrate, train, generate, receipt, report, data):
+for group in (
+    doctor,
+    lane,
+    feature,
+    ablate,
+    calibrate,
+    train,
+    generate,
+    receipt,
+    report,
+    graduate,
+    data,
+):
     group.register(app)
 
 

@@ -318,7 +318,9 @@ def _accounted(campaigns: Sequence[_Campaign]) -> ObserverResult | None:
 
 
 def _parameters(plan: CampaignPlan) -> dict[str, str | int | float | bool]:
-    return protocol.parameters(plan.block_design, num_threads=plan.num_threads)
+    return protocol.parameters(
+        plan.block_design, num_threads=plan.num_threads, pinned=plan.pinned, cache=plan.cache
+    )
 
 
 def _checked_parameters(

@@ -7,8 +7,9 @@ calibration cites still counts, as it did before there were calibrations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lanewise.lab import protocol
 from lanewise.lab.arms import NO_FEATURE
@@ -60,7 +61,7 @@ def known_noise(
     base: ResolvedLane,
     design: BlockDesign,
     *,
-    num_threads: int,
+    parameters: Mapping[str, Any],
     conditions: Callable[[], Conditions],
     now: str,
 ) -> Noise:
@@ -70,7 +71,7 @@ def known_noise(
         store: where calibrations and decisions are.
         base: the lane.
         design: how blocks will be run.
-        num_threads: of a child.
+        parameters: protocol of the runs to be planned, which their receipts will hash.
         conditions: of this machine now; asked for only when there is a calibration to compare with.
         now: RFC 3339 time.
     """
@@ -84,7 +85,6 @@ def known_noise(
         key=lambda calibration: calibration.created_at,
         reverse=True,
     )
-    parameters = protocol.parameters(design, num_threads=num_threads)
     rejected: list[str] = []
     present = conditions() if candidates else None
     for calibration in candidates:

@@ -35,7 +35,7 @@ class ObserverCost(Record):
     clock_reads_seconds: Seconds
     """Of the loop and the log: number × clocked cost."""
     readout_seconds: Seconds
-    """Reading results out and writing them down, clocked between steps."""
+    """Reading results out, writing them down and reading meters of the machine, clocked between steps."""
     protocol_seconds: Seconds
     """Messages to and from the lab, clocked between steps; 0 outside of a lockstep block. No step and no training run
     pays for them: they are exchanged while the arm would wait for its turn."""

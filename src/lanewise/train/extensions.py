@@ -9,8 +9,9 @@ from typing import Any, Final
 from lanewise.lane.index_layers import index_layers
 from lanewise.lane.schema import ModelSpec
 from lanewise.receipts.extension_keys import INITIAL_WEIGHTS_KEY as INITIAL_WEIGHTS_KEY
+from lanewise.receipts.extension_keys import PROTOCOL_KEY
 from lanewise.receipts.instruments import OBSERVER_KEY, PLANTED_KEY, ObserverCost, PlantedRecord
-from lanewise.train.process import ALLOCATOR_KEY
+from lanewise.train.process import ALLOCATOR_KEY, HUGE_PAGES_KEY, huge_pages
 from lanewise.train.routing_receipt import IDS_DIGEST_KEY
 
 INDEX_LAYERS_KEY: Final = "io.lanewise.index_layers"
@@ -21,6 +22,7 @@ def extensions(
     model: ModelSpec,
     *,
     host_allocator: str,
+    protocol: Mapping[str, Any],
     losses: Mapping[str, Any],
     routing_ids_digest: str | None,
     initial_weights: Mapping[str, str | int] | None,
@@ -31,6 +33,7 @@ def extensions(
 
     Args:
         model: of the lane.
+        protocol: parameters behind `protocol_digest`; empty outside a campaign.
         host_allocator: what malloc was told about freed memory.
         losses: entries of `loss_record.loss_extensions`.
         routing_ids_digest: of the routing that was recorded or followed, or None.
@@ -38,7 +41,9 @@ def extensions(
         observer: what observing the run cost, or None.
         planted: the delay of a positive control, or None.
     """
-    found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator, **losses}
+    found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator, HUGE_PAGES_KEY: huge_pages(), **losses}
+    if protocol:
+        found[PROTOCOL_KEY] = dict(protocol)
     layers = index_layers(model)
     if layers is not None:
         found[INDEX_LAYERS_KEY] = {

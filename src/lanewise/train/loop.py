@@ -100,6 +100,7 @@ class TrainingLoop:
 
     Attributes:
         next_step: number of the coming step.
+        accumulation_steps: micro-batches per optimizer step.
         record_routing: told the routing of every step; None records nothing.
         readout_ns: time spent, outside of any step's duration, on reading out what the steps did.
     """
@@ -126,7 +127,7 @@ class TrainingLoop:
         self.loader = loader
         self.next_step = 0
         self._spec = spec
-        self._accumulation_steps = accumulation_steps
+        self.accumulation_steps = accumulation_steps
         self._goodput = goodput
         self._measure = measure
         self._isolate_documents = isolate_documents
@@ -156,7 +157,7 @@ class TrainingLoop:
         with self._goodput.span("step"):
             set_learning_rate(self.optimizer, learning_rate(step, self._spec))
             losses: list[Loss] = []
-            to_follow: Sequence[MicroBatchIds | None] = [None] * self._accumulation_steps
+            to_follow: Sequence[MicroBatchIds | None] = [None] * self.accumulation_steps
             if self._routing_source is not None:
                 wait_start_ns = self._clock()
                 with self._goodput.span("data_wait"):
@@ -242,7 +243,7 @@ class TrainingLoop:
             expert_ids=expert_ids,
             step=self.next_step,
         )
-        torch.autograd.backward(loss.total / self._accumulation_steps)
+        torch.autograd.backward(loss.total / self.accumulation_steps)
         return loss.detach()
 
     def _clip(self) -> Tensor | None:

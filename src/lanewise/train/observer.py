@@ -10,14 +10,14 @@ Spans, counters and most clock reads lie inside the timed step and can bias what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
 from lanewise.measure.goodput import GoodputClock
-from lanewise.ops.observe import Launch, LaunchCounters
+from lanewise.ops.observe import Launch, LaunchCounters, Observation
 from lanewise.ops.spec import Choice
 from lanewise.receipts.instruments import ObserverCost
 from lanewise.receipts.schema import Goodput
@@ -31,29 +31,56 @@ EVICTED_BYTES: Final = 4 * 2**20
 """Memory touched before each sample: more than a core's own caches hold."""
 
 
+class Instrumented(Protocol):
+    """What the account needs of a training loop."""
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches per step; each is waited for, and the wait is clocked."""
+
+    @property
+    def readout_ns(self) -> int:
+        """Time spent on reading results out after steps."""
+
+
 def observer_cost(
     log: StepLog,
     goodput: GoodputClock,
-    *,
-    clock: Callable[[], int],
-    num_launches: int,
-    readout_ns: int,
-    micro_batches_per_step: int,
+    loop: Instrumented,
+    observations: Mapping[str, Observation],
 ) -> ObserverCost | None:
     """Account what was observed so far; None before the first step, or when goodput is switched off.
 
     Args:
         log: what was written down.
         goodput: the run's clock.
-        clock: monotonic nanoseconds.
-        num_launches: calls of ops that were counted during the steps.
-        readout_ns: what the loop spent on reading results out after its steps.
-        micro_batches_per_step: each is waited for, and the wait is clocked.
+        loop: what took the steps.
+        observations: op → launches that were counted during the steps.
     """
     num_steps = len(log.recorder)
     step_seconds = sum(log.recorder.durations_seconds)
     if not goodput.enabled or step_seconds <= 0:
         return None
+    with goodput.span("profiler"):
+        return _account(log, goodput, loop, observations, num_steps, step_seconds)
+
+
+def with_observer(goodput: Goodput | None, cost: ObserverCost | None) -> Goodput | None:
+    """The partition of wall time with the cost of observing beside it; the cost is inside the parts, not one of them."""
+    if goodput is None or cost is None:
+        return goodput
+    return goodput.model_copy(update={"observer_seconds": cost.total_seconds})
+
+
+def _account(
+    log: StepLog,
+    goodput: GoodputClock,
+    loop: Instrumented,
+    observations: Mapping[str, Observation],
+    num_steps: int,
+    step_seconds: float,
+) -> ObserverCost:
+    clock = log.clock
     cold = np.zeros(EVICTED_BYTES // 8)
     spans = GoodputClock(clock)
     count = _counting()
@@ -76,11 +103,12 @@ def observer_cost(
 
     num_spans = sum(goodput.num_closed(category) for category in STEP_SPANS)
     # One around the step, one around each wait for data, in pairs, and the run's own. The log's are clocked with it.
-    num_reads = num_steps * (3 + 2 * micro_batches_per_step)
+    num_reads = num_steps * (3 + 2 * loop.accumulation_steps)
     spans_seconds = num_spans * max(0.0, clocked(one_span) - read_seconds)
+    num_launches = sum(seen.launches for seen in observations.values())
     counters_seconds = num_launches * max(0.0, clocked(count) - read_seconds)
     reads_seconds = num_reads * read_seconds
-    readout_seconds = (readout_ns + log.writing_ns) / 1e9
+    readout_seconds = (loop.readout_ns + log.writing_ns + log.watching_ns) / 1e9
     protocol_seconds = log.protocol_ns / 1e9
     in_step = spans_seconds + counters_seconds + reads_seconds
     return ObserverCost(
@@ -93,13 +121,6 @@ def observer_cost(
         in_step_ratio=in_step / step_seconds,
         total_ratio=(in_step + readout_seconds) / step_seconds,
     )
-
-
-def with_observer(goodput: Goodput | None, cost: ObserverCost | None) -> Goodput | None:
-    """The partition of wall time with the cost of observing beside it; the cost is inside the parts, not one of them."""
-    if goodput is None or cost is None:
-        return goodput
-    return goodput.model_copy(update={"observer_seconds": cost.total_seconds})
 
 
 def _counting() -> Callable[[], None]:

@@ -19,11 +19,13 @@ class StepLog:
         clock: monotonic nanoseconds.
 
     Attributes:
+        clock: as given.
         recorder: per-step series.
         expert_loads: per step int64 [E layers, E + 1], where measured.
         auxiliary_losses: name → unweighted value of every step that had it.
         layer_losses: layer and name → the same of single layers.
         writing_ns: time spent on writing down.
+        watching_ns: time spent on meters of the machine, before and after steps.
         protocol_ns: time spent on messages to and from the lab, waiting left out.
     """
 
@@ -33,8 +35,9 @@ class StepLog:
         self.auxiliary_losses: dict[str, list[float]] = {}
         self.layer_losses: dict[tuple[int, str], list[float]] = {}
         self.writing_ns = 0
+        self.watching_ns = 0
         self.protocol_ns = 0
-        self._clock = clock
+        self.clock = clock
 
     def take(self, result: StepResult, *, start_seconds: float) -> None:
         """Write one step down.
@@ -43,7 +46,7 @@ class StepLog:
             result: of the step.
             start_seconds: when it began, since the run began.
         """
-        start_ns = self._clock()
+        start_ns = self.clock()
         self.recorder.record(
             step=result.step,
             start_seconds=start_seconds,
@@ -60,13 +63,13 @@ class StepLog:
             self.auxiliary_losses.setdefault(name, []).append(value)
         for layer_and_name, value in result.layer_losses.items():
             self.layer_losses.setdefault(layer_and_name, []).append(value)
-        self.writing_ns += self._clock() - start_ns
+        self.writing_ns += self.clock() - start_ns
 
     @contextlib.contextmanager
     def protocol(self) -> Iterator[None]:
         """Account a block that talks to the lab."""
-        start_ns = self._clock()
+        start_ns = self.clock()
         try:
             yield
         finally:
-            self.protocol_ns += self._clock() - start_ns
+            self.protocol_ns += self.clock() - start_ns
