@@ -9,6 +9,7 @@ import pytest
 from lanewise.receipts.jsonschema import DEFAULT_FOLDER, FROZEN, SCHEMAS, json_schema, write_schemas
 from lanewise.receipts.manifest import ArchiveManifest
 from lanewise.receipts.schema import Producer, Record
+from tests.receipts.calibrations import make_calibration
 from tests.receipts.factory import (
     make_campaign,
     make_ceilings,
@@ -22,6 +23,7 @@ EXAMPLES = {
     "receipt-1.2.json": make_receipt(),
     "decision-1.2.json": make_decision(),
     "campaign-1.2.json": make_campaign(),
+    "calibration-1.0.json": make_calibration(),
     "steps-1.1.json": make_steps(),
     "archive-1.0.json": ArchiveManifest(
         producer=Producer(name="lanewise", version="0.1.0"), campaigns=("2026-11-23-lane-1",)

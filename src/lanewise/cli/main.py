@@ -12,6 +12,7 @@ import typer
 from lanewise import __version__
 from lanewise.cli import (
     ablate,
+    calibrate,
     data,
     doctor,
     feature,
@@ -65,7 +66,19 @@ def _root(
     pass
 
 
-for group in (doctor, lane, feature, ablate, train, generate, receipt, report, graduate, data):
+for group in (
+    doctor,
+    lane,
+    feature,
+    ablate,
+    calibrate,
+    train,
+    generate,
+    receipt,
+    report,
+    graduate,
+    data,
+):
     group.register(app)
 
 

@@ -108,7 +108,7 @@ def plan_lines(campaign: CampaignRecord) -> tuple[str, ...]:
     blocks = sorted({f.planned_blocks for f in planned}) or [0]
     num_blocks = str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
     noise = (
-        "assumed noise; an A/A with `--feature none` measures it"
+        "assumed noise; `lanewise calibrate` measures it"
         if campaign.noise_source == "assumed"
         else f"noise from {campaign.noise_source}"
     )

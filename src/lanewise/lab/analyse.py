@@ -88,6 +88,7 @@ def arm_builder(plan: CampaignPlan) -> ArmBuilder:
         machine_class=plan.machine_class,
         device_type=plan.device_type,
         design=plan.design,
+        planted_ratio=plan.planted_ratio,
     )
 
 

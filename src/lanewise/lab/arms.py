@@ -7,7 +7,7 @@ Base of `leave-one-out` is the full stack: every feature at its stance unless th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lanewise.errors import NotBuiltError, UsageError
@@ -21,6 +21,12 @@ Design = Literal["leave-one-out", "add-one"]
 NO_FEATURE = "none"
 """An A/A campaign: both arms are the base, what is measured is noise."""
 
+PLANTED = "planted"
+"""The positive control: both arms are the base, and every step of arm B is prolonged by a known share of its own time."""
+
+OBSERVER = "observer"
+"""What observation costs: arm A is the base with goodput and measurements switched off, arm B with both."""
+
 FULL_STACK = "full_stack"
 """Bare lane against full stack: how much all features give together."""
 
@@ -30,9 +36,10 @@ class Arms:
     """A question a campaign asks, and the two lanes that answer it.
 
     Attributes:
-        feature: feature key, `none` or `full_stack`.
+        feature: feature key, `none`, `planted`, `observer` or `full_stack`.
         title: words for tables.
-        role: role of the feature; `stack` for the full stack, `noise` for an A/A.
+        role: role of the feature; `stack` for the full stack, `noise` for an A/A, `control` for a planted delay,
+            `observer` for the cost of observation.
         declared: feature keys in which the arms may differ.
         ops: ops whose backend the arms may choose differently.
         versus: the control by name: its backends on this device, else its state.
@@ -43,6 +50,7 @@ class Arms:
         equal_mathematics: whether both arms promise the same loss up to rounding.
         control: arm A.
         treated: arm B.
+        planted_ratio: delay in arm B ÷ step time; None but for `planted`.
     """
 
     feature: str
@@ -58,6 +66,7 @@ class Arms:
     equal_mathematics: bool
     control: ResolvedLane
     treated: ResolvedLane
+    planted_ratio: float | None = None
 
     def arm(self, name: Literal["A", "B"]) -> ResolvedLane:
         """The resolved lane of one arm."""
@@ -75,19 +84,21 @@ class ArmBuilder:
         machine_class: e.g. `cpu-x86_64-2c`.
         device_type: `cpu` or `cuda`.
         design: what the base is.
+        planted_ratio: delay of the positive control, if the campaign has one.
     """
 
     lane: Lane
     machine_class: str
     device_type: Literal["cpu", "cuda"]
     design: Design
+    planted_ratio: float | None = None
 
     def base(self) -> ResolvedLane:
         """The lane every feature is compared on."""
         return self._resolved(self._base_states())
 
     def build(self, feature: str) -> Arms:
-        """The arms of one feature, of `none` or of `full_stack`.
+        """The arms of one feature, of `none`, `planted`, `observer` or `full_stack`.
 
         Raises:
             UsageError: there is no such feature, or it has nothing to change on this lane.
@@ -95,6 +106,10 @@ class ArmBuilder:
         """
         if feature == NO_FEATURE:
             return self._same_arms()
+        if feature == PLANTED:
+            return self._planted_arms()
+        if feature == OBSERVER:
+            return self._observer_arms()
         if feature == FULL_STACK:
             return self._stack_arms()
         return self._feature_arms(self._usable(feature))
@@ -193,6 +208,51 @@ class ArmBuilder:
             equal_mathematics=True,
             control=base,
             treated=base,
+        )
+
+    def _planted_arms(self) -> Arms:
+        if self.planted_ratio is None:
+            raise UsageError(
+                f"{PLANTED!r} is the lab's positive control and needs the size of its delay; "
+                "use `lanewise calibrate LANE --control 5%`"
+            )
+        return replace(
+            self._same_arms(),
+            feature=PLANTED,
+            title=f"planted delay of {100 * self.planted_ratio:g} %",
+            role="control",
+            states={"A": "base", "B": "delayed"},
+            stance="positive control",
+            planted_ratio=self.planted_ratio,
+        )
+
+    def _observer_arms(self) -> Arms:
+        base = self.base()
+        bare, observed = (
+            base.model_copy(
+                update={
+                    "lane": base.lane.model_copy(
+                        update={
+                            "observability": base.lane.observability.model_copy(
+                                update={"goodput": on, "measurements": on}
+                            )
+                        }
+                    )
+                }
+            )
+            for on in (False, True)
+        )
+        return replace(
+            self._same_arms(),
+            feature=OBSERVER,
+            title="goodput and measurements",
+            role="observer",
+            versus="bare loop",
+            states={"A": "bare", "B": "observed"},
+            on_by_default=True,
+            stance="cost of observation",
+            control=bare,
+            treated=observed,
         )
 
     def _base_states(self) -> dict[str, str]:

@@ -85,6 +85,7 @@ class CampaignPlan(Record):
     noise_log: float
     noise_source: str
     planned_mde_log: float
+    planted_ratio: float | None = None
     pinned: bool = False
     """Whether training processes are kept to processors of their own."""
     cache: Literal["warm", "cold"] | None = None

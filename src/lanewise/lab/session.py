@@ -9,6 +9,7 @@ from lanewise.errors import UsageError
 from lanewise.lab.caches import CompileCaches
 from lanewise.lab.campaign import CampaignFolder, newest_unfinished
 from lanewise.lab.children import Launcher
+from lanewise.lab.conditions import Conditions, current_conditions
 from lanewise.lab.events import CampaignResult, Listener
 from lanewise.lab.placement import aside, place, replace
 from lanewise.lab.plan import CampaignPlan
@@ -34,6 +35,7 @@ class Lab:
         new_token: a short random word that makes campaign names unique.
         free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
         listen: told what happens.
+        conditions: machine class, number of threads → conditions of this machine now.
         host: the machine's processors; None neither places processes nor watches them.
     """
 
@@ -44,6 +46,7 @@ class Lab:
     new_token: Callable[[], str]
     free_memory_bytes: Callable[[DeviceType], int | None]
     listen: Listener
+    conditions: Callable[[str, int], Conditions] = current_conditions
     host: Host | None = None
 
     def plan(self, options: CampaignOptions) -> CampaignPlan:
@@ -136,6 +139,7 @@ class Lab:
                 campaign_id=campaign_id,
                 created_at=created_at,
                 free_memory_bytes=self.free_memory_bytes,
+                conditions=lambda: self.conditions(options.machine_class, options.num_threads),
                 listen=self.listen,
                 placement=placement,
                 caches=caches,

@@ -94,6 +94,8 @@ class BlockTask:
                 cache=self.plan.cache,
             ),
             measure_memory=self.block == 1,
+            # A planted delay of 0 runs the very code of a base step.
+            planted_delay_ratio=(self.arms.planted_ratio or None) if arm == "B" else None,
             cores=self.cores,
             compile_cache_dir=None
             if self.caches is None

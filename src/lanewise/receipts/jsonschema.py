@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.manifest import ArchiveManifest
@@ -23,6 +24,7 @@ SCHEMAS: Mapping[str, type[Record]] = {
     "receipt-1.2.json": RunReceipt,
     "decision-1.2.json": Decision,
     "campaign-1.2.json": CampaignRecord,
+    "calibration-1.0.json": CalibrationRecord,
     "steps-1.1.json": StepSeries,
     "archive-1.0.json": ArchiveManifest,
     "ceilings-1.0.json": CeilingRecord,

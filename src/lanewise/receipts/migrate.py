@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lanewise.errors import ReceiptError, one_line
+from lanewise.receipts.calibration import CALIBRATION_SCHEMA_VERSION
 from lanewise.receipts.ceilings import CEILINGS_SCHEMA_VERSION
 from lanewise.receipts.decision import DECISION_SCHEMA_VERSION
 from lanewise.receipts.manifest import ARCHIVE_SCHEMA_VERSION
@@ -58,6 +59,7 @@ class History:
 RECEIPTS = History(current=SCHEMA_VERSION)
 DECISIONS = History(current=DECISION_SCHEMA_VERSION)
 ARCHIVES = History(current=ARCHIVE_SCHEMA_VERSION)
+CALIBRATIONS = History(current=CALIBRATION_SCHEMA_VERSION)
 STEPS = History(current=STEPS_SCHEMA_VERSION)
 """Of the step sidecars, which have no `kind`."""
 HISTORIES: Mapping[str, History] = {
@@ -66,6 +68,7 @@ HISTORIES: Mapping[str, History] = {
     "decision": DECISIONS,
     "campaign": DECISIONS,
     "archive": ARCHIVES,
+    "noise_calibration": CALIBRATIONS,
     "ceilings": History(current=CEILINGS_SCHEMA_VERSION),
 }
 """`kind` of a record → its versions. No upcaster exists while 1 is the only major."""
