@@ -144,6 +144,8 @@ class FakeEndpoint:
             "steady": steady,
             "reason": message["warmup_reason"],
         }
+        host = message["host"]
+        changes["host"] = None if host is None or "missing" in host else host
         changes |= self.world.script.body(self.request)
         num_steps = len(self.durations)
         receipt_id, path = self.world.store.write_receipt(
@@ -232,6 +234,7 @@ class World:
     events: list[Any] = field(default_factory=list)
     endpoints: list[FakeEndpoint] = field(default_factory=list)
     turns: list[tuple[str, int]] = field(default_factory=list)
+    host: Any = None
     tokens: list[str] = field(default_factory=lambda: [f"t{n}" for n in range(20, 0, -1)])
 
     def launch(self, request: RunRequest) -> FakeEndpoint:
@@ -248,6 +251,7 @@ class World:
             new_token=self.tokens.pop,
             free_memory_bytes=lambda device: self.free_bytes,
             listen=self.events.append,
+            host=self.host,
         )
 
     def seen(self, kind: type) -> list[Any]:

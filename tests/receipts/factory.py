@@ -155,6 +155,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "graph_breaks": 0,
         "recompiles": 0,
         "graph_captures": 0,
+        "cache_digest": None,
         "warmup_policy": "nothing_compiled",
     },
     "memory": {
@@ -237,6 +238,18 @@ RECEIPT_BODY: dict[str, Any] = {
         "temperature_celsius": None,
         "clock_event_reasons": [],
     },
+    "host": {
+        "window_seconds": 4.0,
+        "cores": [1],
+        "pinned": True,
+        "steal_ratio": 0.001,
+        "foreign_load_ratio": 0.02,
+        "cpu_seconds": 1.9,
+        "involuntary_switches": 12,
+        "major_faults": 0,
+        "frequency_hertz": 2.5e9,
+        "huge_page_bytes": 67108864,
+    },
     "numerics": {
         "loss_first": 5.55,
         "loss_last": 4.1,
@@ -282,6 +295,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "flops.peak_source": "no published peak for this CPU",
         "flops.tensor_activity": "no GPU",
         "telemetry": "no GPU",
+        "compile.cache_digest": "nothing is compiled",
     },
     "extensions": {},
 }

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lanewise.errors import UsageError
+from lanewise.lab.caches import CompileCaches
 from lanewise.lab.campaign import CampaignFolder, newest_unfinished
 from lanewise.lab.children import Launcher
 from lanewise.lab.events import CampaignResult, Listener
+from lanewise.lab.placement import aside, place, replace
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.prepare import CampaignOptions, make_plan
 from lanewise.lab.runner import Runner, spent_before
@@ -16,6 +18,7 @@ from lanewise.lane.built import require_built
 from lanewise.lane.digest import lane_digest
 from lanewise.lane.machine import DeviceType
 from lanewise.lane.schema import Lane
+from lanewise.measure.host import Host
 from lanewise.receipts.store import Store
 
 
@@ -31,6 +34,7 @@ class Lab:
         new_token: a short random word that makes campaign names unique.
         free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
         listen: told what happens.
+        host: the machine's processors; None neither places processes nor watches them.
     """
 
     store: Store
@@ -40,6 +44,7 @@ class Lab:
     new_token: Callable[[], str]
     free_memory_bytes: Callable[[DeviceType], int | None]
     listen: Listener
+    host: Host | None = None
 
     def plan(self, options: CampaignOptions) -> CampaignPlan:
         """Time a pilot and plan; nothing is written.
@@ -49,13 +54,24 @@ class Lab:
             NotBuiltError: the lane asks for what this version does not implement.
             ChildError: the base lane's process died.
         """
-        return self._plan(options, self.launcher(options.num_threads))
+        created_at, campaign_id, caches = self._new(options)
+        try:
+            return self._plan(
+                options, self.launcher(options.num_threads), created_at, campaign_id, caches
+            )
+        finally:
+            caches.clear()
 
     def start(self, options: CampaignOptions) -> CampaignResult:
         """Plan and run a new campaign; raises as `plan` does, and StoreError when the disk refuses it."""
         launcher = self.launcher(options.num_threads)
-        plan = self._plan(options, launcher)
-        folder = CampaignFolder.create(self.store.root, plan)
+        created_at, campaign_id, caches = self._new(options)
+        try:
+            plan = self._plan(options, launcher, created_at, campaign_id, caches)
+            folder = CampaignFolder.create(self.store.root, plan)
+        except BaseException:
+            caches.clear()
+            raise
         return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
 
     def resume(self, lane: Lane, machine_class: str, campaign_id: str | None) -> CampaignResult:
@@ -85,25 +101,57 @@ class Lab:
             folder, self.launcher(plan.num_threads), spent_seconds=spent_before(folder)
         )
 
-    def _plan(self, options: CampaignOptions, launcher: Launcher) -> CampaignPlan:
+    def _new(self, options: CampaignOptions) -> tuple[str, str, CompileCaches]:
+        """Time, name and compile caches of a new campaign."""
         self._require_local_store()
         require_built(options.lane)
         created_at = self.now()
-        return make_plan(
-            options,
-            store=self.store,
-            launcher=launcher,
-            clock=self.clock,
-            campaign_id=f"{created_at[:10]}-{options.lane.name}-{self.new_token()}",
-            created_at=created_at,
-            free_memory_bytes=self.free_memory_bytes,
-            listen=self.listen,
+        campaign_id = f"{created_at[:10]}-{options.lane.name}-{self.new_token()}"
+        return (
+            created_at,
+            campaign_id,
+            CompileCaches.of(self.store.root, campaign_id, options.cache),
         )
+
+    def _plan(
+        self,
+        options: CampaignOptions,
+        launcher: Launcher,
+        created_at: str,
+        campaign_id: str,
+        caches: CompileCaches,
+    ) -> CampaignPlan:
+        placement = place(
+            self.host,
+            num_threads=options.num_threads,
+            device_type=options.device_type,
+            wanted=options.pin,
+        )
+        with aside(self.host, placement):
+            return make_plan(
+                options,
+                store=self.store,
+                launcher=launcher,
+                clock=self.clock,
+                campaign_id=campaign_id,
+                created_at=created_at,
+                free_memory_bytes=self.free_memory_bytes,
+                listen=self.listen,
+                placement=placement,
+                caches=caches,
+            )
 
     def _run(
         self, folder: CampaignFolder, launcher: Launcher, *, spent_seconds: float
     ) -> CampaignResult:
-        with folder.locked():
+        plan = folder.plan()
+        placement = replace(
+            self.host,
+            num_threads=plan.num_threads,
+            device_type=plan.device_type,
+            pinned=plan.pinned,
+        )
+        with folder.locked(), aside(self.host, placement):
             return Runner(
                 store=self.store,
                 folder=folder,
@@ -112,6 +160,8 @@ class Lab:
                 now=self.now,
                 listen=self.listen,
                 spent_seconds=spent_seconds,
+                host=self.host,
+                cores=placement.cores,
             ).run()
 
     def _require_local_store(self) -> None:

@@ -22,6 +22,8 @@ from lanewise.receipts.record import FiniteOrNull as FiniteOrNull
 from lanewise.receipts.record import NonNegativeInt as NonNegativeInt
 from lanewise.receipts.record import Record as Record
 from lanewise.receipts.record import Seconds as Seconds
+from lanewise.receipts.telemetry import HostWindow
+from lanewise.receipts.telemetry import Telemetry as Telemetry
 from lanewise.receipts.warmup_policy import WarmupPolicy
 
 SCHEMA_VERSION = "1.2.0"
@@ -37,6 +39,8 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "profile": "1.2.0",
         "backend_versions": "1.2.0",
         "ledger": "1.2.0",
+        "compile.cache_digest": "1.2.0",
+        "host": "1.2.0",
         "compile.warmup_policy": "1.2.0",
         "flops.ceiling": "1.2.0",
         "flops.tensor_activity": "1.2.0",
@@ -200,6 +204,8 @@ class CompileRecord(Record):
     graph_breaks: NonNegativeInt | None
     recompiles: NonNegativeInt | None
     graph_captures: NonNegativeInt | None
+    cache_digest: Digest | None = None
+    """Names and sizes of all files in the run's private compile cache before it compiled; null without one."""
     warmup_policy: WarmupPolicy | None = None
     """Whether graphs were compiled before step 0, and why or why not."""
 
@@ -265,17 +271,6 @@ class Environment(Record):
     variables: dict[str, str]
     """Allow-listed environment variables."""
     num_threads: NonNegativeInt | None
-
-
-class Telemetry(Record):
-    """Clocks, power and temperature over the window; all null without a GPU."""
-
-    sm_clock_hertz: float | None = None
-    memory_clock_hertz: float | None = None
-    power_watts: float | None = None
-    energy_joules: float | None = None
-    temperature_celsius: float | None = None
-    clock_event_reasons: tuple[str, ...] = ()
 
 
 class DataRecord(Record):
@@ -353,6 +348,7 @@ class RunReceipt(Record):
     flops: Flops
     routing: Routing | None
     telemetry: Telemetry
+    host: HostWindow | None = None
     numerics: Numerics
     environment: Environment
     data: DataRecord

@@ -26,6 +26,7 @@ MEASURED_GROUPS: tuple[str, ...] = (
     "flops",
     "routing",
     "telemetry",
+    "host",
     "numerics",
 )
 """Groups in which a null needs a reason in `missing`."""
