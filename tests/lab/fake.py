@@ -146,6 +146,8 @@ class FakeEndpoint:
         }
         host = message["host"]
         changes["host"] = None if host is None or "missing" in host else host
+        if changes["host"] is None:
+            changes["missing.host"] = "the fake host was not watched"
         changes |= self.world.script.body(self.request)
         num_steps = len(self.durations)
         receipt_id, path = self.world.store.write_receipt(

@@ -95,7 +95,7 @@ class Lab:
         if plan.machine_class != machine_class:
             raise UsageError(
                 f"campaign {plan.campaign_id} ran on {plan.machine_class}, this is {machine_class}; blocks of "
-                "different machines never meet in one campaign, so start a new one"
+                "different kinds of machines never meet in one campaign, so start a new one"
             )
         return self._run(
             folder, self.launcher(plan.num_threads), spent_seconds=spent_before(folder)

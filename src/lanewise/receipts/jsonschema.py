@@ -15,6 +15,7 @@ from typing import Any
 
 from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
+from lanewise.receipts.manifest import ArchiveManifest
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -23,6 +24,7 @@ SCHEMAS: Mapping[str, type[Record]] = {
     "decision-1.2.json": Decision,
     "campaign-1.2.json": CampaignRecord,
     "steps-1.1.json": StepSeries,
+    "archive-1.0.json": ArchiveManifest,
     "ceilings-1.0.json": CeilingRecord,
 }
 FROZEN: tuple[str, ...] = (
