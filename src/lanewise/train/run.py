@@ -43,7 +43,7 @@ from lanewise.train.failure import (
 from lanewise.train.finished import Finished
 from lanewise.train.flops_receipt import stored_ceiling, tokens_per_step
 from lanewise.train.loop import StepResult, TrainingLoop
-from lanewise.train.memory_receipt import SWITCHED_OFF, memory_record
+from lanewise.train.memory_receipt import explain_switches, memory_record
 from lanewise.train.meters import RESERVE_TAG
 from lanewise.train.observer import observer_cost, with_observer
 from lanewise.train.optim import parameter_groups
@@ -52,7 +52,6 @@ from lanewise.train.profile import backend_versions, profile_run
 from lanewise.train.readings import MachineWatch
 from lanewise.train.receipt import RunFacts, assemble
 from lanewise.train.request import RunRequest
-from lanewise.train.routing_receipt import LOAD_FIELDS
 from lanewise.train.step_log import StepLog
 
 MIN_STEADY_STEPS = 8
@@ -327,20 +326,9 @@ class Run:
             peak_tensor_bytes=self._peak_tensor_bytes,
         )
         profile = profile_run(
-            self.request,
-            self._loop,
-            ops=self.ops,
-            goodput=self.goodput,
-            aborted=aborted,
-            missing=missing,
+            self.request, self._loop, self.ops, self.goodput, aborted=aborted, missing=missing
         )
-        if not watched.measurements:
-            reason = SWITCHED_OFF.format("measurements")
-            missing["numerics.grad_norm_last"] = reason
-            if "moe_experts" in self.ops.choices:
-                missing |= dict.fromkeys(LOAD_FIELDS, reason)
-        if not watched.goodput:
-            missing["goodput"] = SWITCHED_OFF.format("goodput")
+        explain_switches(watched, missing, has_experts="moe_experts" in self.ops.choices)
         machine = collect_machine(self.request.resolved.machine_class, gpu=self._gpu)
         body = assemble(
             RunFacts(
