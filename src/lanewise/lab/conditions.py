@@ -65,7 +65,7 @@ def current_conditions(machine_class: str, num_threads: int) -> Conditions:
         num_threads: threads of a child.
     """
     gpu = find_gpu() if device_type_of(machine_class) == "cuda" else None
-    with exported(child_environment(num_threads)):
+    with exported(child_environment(num_threads, starts_anew=True)):
         environment = collect_environment(num_threads=num_threads, gpu=gpu)
     return Conditions(machine=collect_machine(machine_class, gpu=gpu), environment=environment)
 
