@@ -73,7 +73,9 @@ def test_bad_arguments_are_exit_2(arguments, capsys) -> None:
 
 
 def test_the_page_is_what_the_committed_proofs_say(capsys) -> None:
-    assert prove.PAGE.read_text(encoding="utf-8") == prove.page(), "run `python -m tools.prove`"
+    assert prove.PAGE.read_text(encoding="utf-8") == prove.page(), (
+        "run `python -m tools.prove --page`"
+    )
     assert prove.main(["--list"]) == 0
     assert set(capsys.readouterr().out.split()) >= {"fuzz", "kill_and_resume", "many_writers"}
 

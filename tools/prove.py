@@ -83,7 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="proofs to run; default all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the claimed counts")
     parser.add_argument("--list", action="store_true", help="name the proofs and end")
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="make docs/PROOF.md anew from what is committed, and end",
+    )
     asked = parser.parse_args(arguments)
+    if asked.page:
+        PAGE.write_text(page(), encoding="utf-8")
+        return 0
     if asked.list:
         print("\n".join(names()))
         return 0
