@@ -77,7 +77,8 @@ def test_layers_are_read_after_the_step_has_ended(
     run = Run(micro_request(tmp_path, lane, features=features, steps=1), clock=clock)
     noted("_read")
     noted("_read_layers")
-    run.step()
+    order.clear()
+    result = run.step()
     assert (order.count("_read"), order.count("_read_layers")) == (1, 1)
     end_of_step = order.index("_read") + 1
     assert order[end_of_step] == "clock"
