@@ -26,6 +26,10 @@ _TONES: dict[Verdict, Tone] = {
     Verdict.EQUIVALENT: "quiet",
     Verdict.NOT_MEASURED: "quiet",
     Verdict.NOISE: "quiet",
+    # A screen proves nothing, so its words are never drawn like a verdict that does.
+    Verdict.LIKELY_FASTER: "open",
+    Verdict.LIKELY_SLOWER: "open",
+    Verdict.UNCLEAR: "quiet",
 }
 
 

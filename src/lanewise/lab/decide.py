@@ -63,10 +63,10 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         incomplete_reason=incomplete,
         lane=context.lane,
         machine=context.machine,
-        feature=arms.feature,
+        feature=arms.subject,
         title=arms.title,
         role=arms.role,
-        design=context.plan.design,
+        design=arms.design,
         versus=arms.versus,
         arms={name: _arm(arms, name) for name in ("A", "B")},
         estimate=estimate,
@@ -147,7 +147,7 @@ def _finding(
             verdict=Verdict.INVALID,
             reason=f"fewer than {protocol.MIN_BLOCKS} blocks count: {'; '.join(noisy)}",
         )
-    if arms.feature == NO_FEATURE:
+    if arms.subject == NO_FEATURE:
         return _Finding(verdict=Verdict.NOISE, reason=_noise(estimate))
     found, reason = verdict(
         estimate, margin_log=plan.margin.log_value, tax_budget_ratio=arms.tax_budget_ratio

@@ -12,8 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
+from lanewise.lab.keys import Design, split_key
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.schema import Lane
 from lanewise.measure.stats import mde
@@ -65,7 +68,7 @@ class CampaignPlan(Record):
     data_path: str | None
     machine_class: str
     device_type: Literal["cpu", "cuda"]
-    design: Literal["leave-one-out", "add-one"]
+    design: Design
     block_design: BlockDesign
     budget_seconds: float
     order_seed: int
@@ -78,6 +81,12 @@ class CampaignPlan(Record):
     noise_source: str
     planned_mde_log: float
     notes: tuple[str, ...] = ()
+    screen_design: Literal["toggle", "plackett-burman"] | None = None
+    """How a screen varies the features; null in a campaign that is none."""
+    factors: tuple[str, ...] = ()
+    """Features of a screening design, in the order of its columns."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Features that a screening design does without, and why."""
 
     @property
     def planned(self) -> tuple[FeaturePlan, ...]:
@@ -135,11 +144,13 @@ def block_seconds(
         quads: quads in lockstep; in a sequential block each of the two visits of an arm takes as many steps as all
             quads give one arm.
         finish_seconds: from the last step of a visit to its receipt.
-        design: lockstep starts each arm once, sequential twice.
+        design: lockstep starts each arm once, sequential twice, toggle builds both in one process.
     """
     steps = protocol.LEAD_STEPS - 1 + protocol.STEPS_PER_QUAD * quads
     stepping = sum(arm.first_step_seconds + steps * arm.step_seconds for arm in (control, treated))
     setups = sorted((control.setup_seconds, treated.setup_seconds))
+    if design == "toggle":
+        return sum(setups) + 2 * finish_seconds + stepping
     if design == "lockstep":
         return PARALLEL_SETUP_RATIO * setups[0] + setups[1] + 2 * finish_seconds + stepping
     return 2 * (sum(setups) + 2 * finish_seconds + stepping)
@@ -172,7 +183,9 @@ def allocate(
     )
     wanted = blocks or protocol.VERDICT_BLOCKS
     while len(kept) > 1 and prices.total(kept, wanted, protocol.MIN_QUADS) > available_seconds:
-        kept.pop()
+        dropped = split_key(kept.pop().feature)[0]
+        # A feature measured from both bases goes as a whole: one effect alone says nothing about interactions.
+        kept = [c for c in kept if split_key(c.feature)[0] != dropped]
     if kept and prices.total(kept, wanted, protocol.MIN_QUADS) > available_seconds:
         wanted = _fewest_blocks(kept[0], prices, available_seconds, blocks)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lanewise.errors import UsageError
-from lanewise.lab.arms import ArmBuilder, Design, questions
+from lanewise.lab.arms import ArmBuilder, questions
 from lanewise.lab.children import Launcher
 from lanewise.lab.events import Listener, PilotVisited
+from lanewise.lab.keys import Design
 from lanewise.lab.margin import known_noise
 from lanewise.lab.pilot import Pilot
 from lanewise.lab.plan import (

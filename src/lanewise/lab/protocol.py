@@ -11,7 +11,7 @@ from typing import Final, Literal
 from lanewise.measure.stats import STEPS_PER_ARM_AND_QUAD
 from lanewise.measure.steady import RULE as WARMUP_RULE
 
-BlockDesign = Literal["lockstep", "sequential"]
+BlockDesign = Literal["lockstep", "sequential", "toggle"]
 
 METHOD: Final = "paired-blocks-t"
 """Median over quads of mean log B − mean log A per block; t-interval over blocks."""
