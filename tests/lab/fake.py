@@ -243,7 +243,7 @@ class World:
             clock=self.clock,
             now=lambda: "2026-11-23T10:00:00Z",
             new_token=self.tokens.pop,
-            free_memory_bytes=lambda: self.free_bytes,
+            free_memory_bytes=lambda device: self.free_bytes,
             listen=self.events.append,
         )
 

@@ -32,7 +32,7 @@ def result(store, tmp_path_factory):
         clock=time.monotonic,
         now=lambda: datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         new_token=lambda: "real",
-        free_memory_bytes=lambda: None,
+        free_memory_bytes=lambda device: None,
         listen=lambda event: None,
     )
     return lab.start(

@@ -4,7 +4,7 @@ import platform
 import pytest
 
 from lanewise.errors import UsageError
-from lanewise.lane import machine
+from lanewise.lane import gpu, machine
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,6 @@ def test_the_present_machine_has_a_class() -> None:
 
 
 def test_a_missing_gpu_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(gpu.shutil, "which", lambda _name: None)
     with pytest.raises(UsageError, match="nvidia-smi is not on PATH; use device cpu"):
         machine.detect_machine_class("cuda")

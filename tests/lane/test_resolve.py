@@ -5,7 +5,7 @@ from lanewise.lane.digest import lane_digest, model_digest
 from lanewise.lane.features import FEATURES
 from lanewise.lane.ledger import Ledger, LedgerEntry, Scope
 from lanewise.lane.load import load_lane
-from lanewise.lane.resolve import OP_NAMES, resolve
+from lanewise.lane.resolve import OP_NAMES, resolve, with_seed
 from lanewise.lane.resolved import ResolvedLane
 
 CPU = "cpu-x86_64-2c"
@@ -175,3 +175,10 @@ def test_both_arms_share_the_lane_digest_and_differ_in_the_config_digest() -> No
 def test_a_resolved_lane_survives_its_own_json() -> None:
     found = resolved("features.fused_moe=off")
     assert ResolvedLane.model_validate_json(found.model_dump_json()) == found
+
+
+def test_another_seed_is_what_the_lane_would_be_with_it() -> None:
+    base = resolved("seed=2", "data.seed=5", mode="ablate", overrides={"fused_moe": "off"})
+    other = resolved("seed=6", "data.seed=9", mode="ablate", overrides={"fused_moe": "off"})
+    assert with_seed(base, 6) == other
+    assert with_seed(base, 2) == base

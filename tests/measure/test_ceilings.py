@@ -4,7 +4,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lanewise.errors import NotBuiltError
 from lanewise.measure.ceilings import MAX_SAMPLES, MIN_SAMPLES, Ceilings, measure_ceilings
 
 
@@ -54,8 +53,3 @@ def test_the_number_of_threads_is_used_and_restored():
     assert measure(clock, num_threads=before + 1).num_threads == before + 1
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
-
-
-def test_another_device_is_refused():
-    with pytest.raises(NotBuiltError, match="'cuda' are not measured"):
-        measure_ceilings("cuda", 1, clock=time.perf_counter_ns)

@@ -1,10 +1,11 @@
 import warnings
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lanewise.errors import BackendError
+from lanewise.errors import BackendError, UsageError
 from lanewise.ops.dispatch import (
     BackendFallbackWarning,
     capabilities,
@@ -188,3 +189,9 @@ def test_the_compiler_is_the_one_torch_would_call(monkeypatch: pytest.MonkeyPatc
     assert not capabilities("cpu", []).has_cxx_compiler
     monkeypatch.setenv("CXX", "sh")
     assert capabilities("cpu", []).has_cxx_compiler
+
+
+def test_a_gpu_that_torch_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"finds no GPU it can use; use --device cpu"):
+        capabilities("cuda")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lanewise.lane.gpu import Gpu
 from lanewise.receipts import environment as env
 
 
@@ -139,7 +140,16 @@ def test_machine_class_moves_with_the_class_and_the_instance_does_not() -> None:
     one, other = env.collect_machine("cpu-x86_64-2c"), env.collect_machine("cpu-x86_64-4c")
     assert one.class_digest != other.class_digest
     assert one.instance_digest == other.instance_digest
-    assert env.collect_machine("cpu-x86_64-2c", device_model="x").class_digest != one.class_digest
+    card, twin = (
+        Gpu(name="NVIDIA H100 80GB HBM3", memory_mib=81559, driver_version="580.1", uuid=uuid)
+        for uuid in ("GPU-1", "GPU-2")
+    )
+    with_card = env.collect_machine("h100-sxm-80gb", gpu=card)
+    with_twin = env.collect_machine("h100-sxm-80gb", gpu=twin)
+    assert with_card.class_digest == with_twin.class_digest
+    assert with_card.instance_digest != with_twin.instance_digest
+    assert "GPU-1" not in with_card.model_dump_json()
+    assert with_card.class_digest != env.collect_machine("h100-sxm-80gb").class_digest
 
 
 def test_machine_id_is_hashed_and_files_are_tried_in_order(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lanewise.cli.output import JsonFlag, StoreOption, console, print_json, store_root
+from lanewise.cli.output import DeviceOption, JsonFlag, StoreOption, console, print_json, store_root
 from lanewise.errors import RunInterrupted, UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def ablate(
     overrides: SetOption = None,
     config: ConfigOption = None,
     data: DataOption = None,
+    device: DeviceOption = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Run the missing blocks of an unfinished campaign.")
     ] = False,
@@ -116,7 +117,18 @@ def ablate(
             f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
         )
     options = _options(
-        lane, features, budget, design, block_design, blocks, seed, threads, overrides, config, data
+        lane,
+        features,
+        budget,
+        design,
+        block_design,
+        blocks,
+        seed,
+        threads,
+        overrides,
+        config,
+        data,
+        device,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
@@ -145,6 +157,7 @@ def plan(
     overrides: SetOption = None,
     config: ConfigOption = None,
     data: DataOption = None,
+    device: DeviceOption = "auto",
     store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -154,7 +167,18 @@ def plan(
     from lanewise.lab.analyse import campaign_record
 
     options = _options(
-        lane, features, budget, design, block_design, blocks, seed, threads, overrides, config, data
+        lane,
+        features,
+        budget,
+        design,
+        block_design,
+        blocks,
+        seed,
+        threads,
+        overrides,
+        config,
+        data,
+        device,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         record = campaign_record(_lab(store, view).plan(options), status="PLANNED")
@@ -177,15 +201,17 @@ def _options(
     overrides: list[str] | None,
     config: Path | None,
     data: str | None,
+    device: Literal["auto", "cpu", "cuda"],
 ) -> CampaignOptions:
     from lanewise.lab.plan import parse_budget
     from lanewise.lab.prepare import CampaignOptions
-    from lanewise.lane.machine import DEFAULT_CPU_THREADS, detect_machine_class
+    from lanewise.lane.machine import DEFAULT_CPU_THREADS, choose_device, detect_machine_class
 
+    device_type = choose_device(device)
     return CampaignOptions(
         lane=_load(lane, overrides, config),
-        machine_class=detect_machine_class("cpu"),
-        device_type="cpu",
+        machine_class=detect_machine_class(device_type),
+        device_type=device_type,
         features=tuple(features or ()),
         budget_seconds=parse_budget(budget),
         design=design,
@@ -210,8 +236,6 @@ def _lab(store: str | None, view: CampaignView) -> Lab:
     import time
     from datetime import UTC, datetime
 
-    import psutil
-
     from lanewise.lab.children import ForkServerLauncher
     from lanewise.lab.session import Lab
     from lanewise.receipts.store import Store
@@ -224,9 +248,18 @@ def _lab(store: str | None, view: CampaignView) -> Lab:
         clock=time.monotonic,
         now=lambda: datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         new_token=lambda: secrets.token_hex(3),
-        free_memory_bytes=lambda: int(psutil.virtual_memory().available),
+        free_memory_bytes=_free_memory_bytes,
         listen=view.listen,
     )
+
+
+def _free_memory_bytes(device_type: Literal["cpu", "cuda"]) -> int | None:
+    """Memory that is free now where a lane's tensors will be."""
+    import psutil
+
+    from lanewise.lane.gpu import free_gpu_bytes
+
+    return free_gpu_bytes() if device_type == "cuda" else int(psutil.virtual_memory().available)
 
 
 def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lanewise.cli.output import JsonFlag, console, print_json, print_table
+from lanewise.cli.output import DeviceOption, JsonFlag, console, print_json, print_table
 
 if TYPE_CHECKING:
+    from lanewise.lane.machine import DeviceType
     from lanewise.measure.ceilings import Ceilings
     from lanewise.ops.registry import Availability
-
-DEVICE: Final = "cpu"
 
 
 def register(app: typer.Typer) -> None:
@@ -23,20 +22,23 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
+    device: DeviceOption = "auto",
     quick: Annotated[
         bool, typer.Option("--quick", help="Skip the copy and matmul measurement (three seconds).")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the machine, which backend of which op runs here or why not, and what the machine can do at best."""
+    from lanewise.lane.machine import choose_device
     from lanewise.ops.dispatch import capabilities
     from lanewise.ops.registry import availability
 
-    offered = capabilities(DEVICE)
-    machine = _machine(has_cxx_compiler=offered.has_cxx_compiler)
+    device_type = choose_device(device)
+    offered = capabilities(device_type)
+    machine = _machine(device_type, has_cxx_compiler=offered.has_cxx_compiler)
     rows = availability(offered)
     if as_json:
-        ceilings = None if quick else _ceilings(machine["usable_cores"])
+        ceilings = None if quick else _ceilings(device_type, machine["usable_cores"])
         print_json(
             {
                 "machine": machine,
@@ -48,16 +50,16 @@ def doctor(
     _print_machine(machine)
     _print_backends(rows)
     if not quick:
-        _print_ceilings(_ceilings(machine["usable_cores"]))
+        _print_ceilings(_ceilings(device_type, machine["usable_cores"]))
 
 
-def _machine(*, has_cxx_compiler: bool) -> dict[str, Any]:
+def _machine(device_type: DeviceType, *, has_cxx_compiler: bool) -> dict[str, Any]:
     from lanewise.lane.machine import detect_machine_class, usable_cores
     from lanewise.receipts.environment import collect_environment
 
     environment = collect_environment()
     return {
-        "class": detect_machine_class(DEVICE),
+        "class": detect_machine_class(device_type),
         "cpu_model": environment.host_cpu_model_name,
         "usable_cores": usable_cores(),
         "memory_bytes": environment.host_memory_bytes,
@@ -82,14 +84,14 @@ def _gpu_class() -> str | None:
         return None
 
 
-def _ceilings(num_threads: int) -> Ceilings:
+def _ceilings(device_type: DeviceType, num_threads: int) -> Ceilings:
     import time
 
     from lanewise.measure.ceilings import measure_ceilings
 
     if sys.stderr.isatty():
         console(stderr=True).print("measuring memory copy and matmul, about three seconds …")
-    return measure_ceilings(DEVICE, num_threads, clock=time.perf_counter_ns)
+    return measure_ceilings(device_type, num_threads, clock=time.perf_counter_ns)
 
 
 def _print_machine(machine: dict[str, Any]) -> None:
@@ -106,7 +108,7 @@ def _print_machine(machine: dict[str, Any]) -> None:
         "C++ compiler": "found"
         if machine["cxx_compiler"]
         else "none: regional_compile cannot be measured; install g++ or set CXX",
-        "GPU": "none" if gpu is None else f"{gpu}, which this version does not use",
+        "GPU": "none" if gpu is None else gpu,
     }
     for name, value in facts.items():
         console().print(f"{name:<13} {value}", markup=False)
@@ -134,6 +136,6 @@ def _print_ceilings(ceilings: Ceilings) -> None:
     console().print()
     console().print(
         f"ceilings      copy {ceilings.copy_bytes_per_second / 1e9:.1f} GB/s · "
-        f"{ceilings.dtype} matmul {ceilings.matmul_flops_per_second / 1e9:.0f} GFLOP/s, "
+        f"{ceilings.dtype} matmul {ceilings.matmul_flops_per_second / 1e9:,.0f} GFLOP/s, "
         f"measured on {ceilings.num_threads} threads"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,11 @@ StoreOption = Annotated[
     typer.Option(
         "--store", help="Folder of receipts, decisions and reports.", show_default=".lanewise"
     ),
+]
+
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option("--device", help="Where to run; auto takes a GPU where one answers."),
 ]
 
 

@@ -6,11 +6,11 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lanewise.cli.output import JsonFlag, StoreOption, console, print_json, store_root
+from lanewise.cli.output import DeviceOption, JsonFlag, StoreOption, console, print_json, store_root
 from lanewise.errors import ReceiptError, RunInterrupted, UsageError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def train(
         int | None,
         typer.Option("--threads", min=1, help="Threads of one op.", show_default="1 on a CPU"),
     ] = None,
+    device: DeviceOption = "auto",
     store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -90,7 +91,7 @@ def train(
         raise UsageError("--resume and --checkpoint-every need --checkpoint-dir FOLDER")
     from lanewise.lane.machine import DEFAULT_CPU_THREADS
 
-    resolved = _resolve(lane, overrides or [], config, replays=replay_routing is not None)
+    resolved = _resolve(lane, overrides or [], config, device, replays=replay_routing is not None)
     num_threads = threads or DEFAULT_CPU_THREADS
 
     from lanewise.train.request import RunRequest
@@ -112,22 +113,28 @@ def train(
 
 
 def _resolve(
-    name: str, overrides: list[str], config: Path | None, *, replays: bool
+    name: str,
+    overrides: list[str],
+    config: Path | None,
+    device: Literal["auto", "cpu", "cuda"],
+    *,
+    replays: bool,
 ) -> ResolvedLane:
     from lanewise.lane.built import require_built
     from lanewise.lane.config import load_config
     from lanewise.lane.load import load_lane
-    from lanewise.lane.machine import detect_machine_class
+    from lanewise.lane.machine import choose_device, detect_machine_class
     from lanewise.lane.resolve import resolve
 
     lane = load_lane(name, overrides)
     if replays and lane.model.moe is not None:
         lane = load_lane(name, [*overrides, "model.moe.routing_mode=replayed"])
     require_built(lane)
+    device_type = choose_device(device)
     return resolve(
         lane,
-        machine_class=detect_machine_class("cpu"),
-        device_type="cpu",
+        machine_class=detect_machine_class(device_type),
+        device_type=device_type,
         mode="train",
         config=None if config is None else load_config(config),
     )

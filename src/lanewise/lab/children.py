@@ -80,11 +80,12 @@ class ChildRefused(ChildError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stepped:
-    """Steps a child has taken. Durations in seconds, losses in nats per token."""
+    """Steps a child has taken. Durations in seconds, losses in nats per token, memory taken from its GPU."""
 
     duration_seconds: tuple[float, ...]
     loss: tuple[float, ...]
     tags: tuple[tuple[str, ...], ...]
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +118,7 @@ class Child:
             duration_seconds=tuple(float(value) for value in message["duration_seconds"]),
             loss=tuple(float(value) for value in message["loss"]),
             tags=tuple(tuple(tags) for tags in message["tags"]),
+            device_bytes=message.get("device_bytes"),
         )
         if len(stepped.duration_seconds) != count:
             raise ChildError(

@@ -23,6 +23,9 @@ runner learns the real pace, and a pilot disturbed by a neighbour must not drop 
 SHARE_OF_BUDGET = 0.5
 """The pilot may not use more of the budget than this."""
 
+GPU_CONTEXT_BYTES = 2**30
+"""What a process takes from a GPU besides tensors: the driver's context and the kernels of libraries."""
+
 MIN_VISIT_SECONDS = 10.0
 """Even a small budget waits this long for one visit."""
 
@@ -153,12 +156,16 @@ class Pilot:
         try:
             setup = child.wait_ready(self._left(deadline))
             for _ in range(PILOT_STEPS):
-                durations += child.step(1, self._left(deadline)).duration_seconds
+                stepped = child.step(1, self._left(deadline))
+                durations += stepped.duration_seconds
             return ArmCost(
                 setup_seconds=setup,
                 first_step_seconds=durations[0],
                 step_seconds=min(durations[1:]),
-                resident_bytes=child.resident_bytes(),
+                # Two copies must fit where the tensors are: on the GPU, or in the host's memory.
+                resident_bytes=child.resident_bytes()
+                if stepped.device_bytes is None
+                else stepped.device_bytes + GPU_CONTEXT_BYTES,
             )
         except ChildError as error:
             if isinstance(error.__cause__, TimeoutError):

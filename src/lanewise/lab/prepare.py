@@ -21,6 +21,7 @@ from lanewise.lab.plan import (
     planned_mde,
 )
 from lanewise.lab.protocol import BlockDesign
+from lanewise.lane.machine import DeviceType
 from lanewise.lane.schema import Lane
 from lanewise.receipts.store import Store
 
@@ -70,7 +71,7 @@ def make_plan(
     clock: Callable[[], float],
     campaign_id: str,
     created_at: str,
-    free_memory_bytes: Callable[[], int | None],
+    free_memory_bytes: Callable[[DeviceType], int | None],
     listen: Listener,
 ) -> CampaignPlan:
     """Time a pilot and spend the budget.
@@ -82,7 +83,7 @@ def make_plan(
         clock: seconds.
         campaign_id: name of the campaign.
         created_at: RFC 3339 time.
-        free_memory_bytes: memory that is free now, or None when the system does not tell.
+        free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
         listen: told about pilot visits.
 
     Raises:
@@ -105,7 +106,7 @@ def make_plan(
         design=options.design,
     )
     asked = questions(builder, options.features)
-    free_bytes = free_memory_bytes()
+    free_bytes = free_memory_bytes(options.device_type)
     pilot = Pilot(
         launcher=launcher,
         clock=clock,

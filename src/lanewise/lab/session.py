@@ -14,6 +14,7 @@ from lanewise.lab.prepare import CampaignOptions, make_plan
 from lanewise.lab.runner import Runner, spent_before
 from lanewise.lane.built import require_built
 from lanewise.lane.digest import lane_digest
+from lanewise.lane.machine import DeviceType
 from lanewise.lane.schema import Lane
 from lanewise.receipts.store import Store
 
@@ -28,7 +29,7 @@ class Lab:
         clock: seconds, never going back.
         now: RFC 3339 time in UTC.
         new_token: a short random word that makes campaign names unique.
-        free_memory_bytes: memory that is free now, or None when the system does not tell.
+        free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
         listen: told what happens.
     """
 
@@ -37,7 +38,7 @@ class Lab:
     clock: Callable[[], float]
     now: Callable[[], str]
     new_token: Callable[[], str]
-    free_memory_bytes: Callable[[], int | None]
+    free_memory_bytes: Callable[[DeviceType], int | None]
     listen: Listener
 
     def plan(self, options: CampaignOptions) -> CampaignPlan:

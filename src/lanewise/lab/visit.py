@@ -11,6 +11,8 @@ from lanewise.lab.arms import Arms
 from lanewise.lab.children import Child, Launcher, Stepped
 from lanewise.lab.plan import ArmCost, CampaignPlan
 from lanewise.lab.schedule import ArmName, block_seed
+from lanewise.lane.resolve import with_seed
+from lanewise.lane.resolved import ResolvedLane
 from lanewise.measure.steady import detect_warmup
 from lanewise.receipts.schema import Experiment, Warmup
 from lanewise.train.request import RunRequest
@@ -49,6 +51,14 @@ class BlockTask:
         """Seed of this attempt's order."""
         return block_seed(self.plan.order_seed, self.arms.feature, self.block, self.attempt)
 
+    def _resolved(self, arm: ArmName) -> ResolvedLane:
+        """Blocks of a feature that changes the mathematics differ in seed, both arms alike: its effect on the loss needs
+        repetitions. Others repeat one seed, so that nothing but the machine varies."""
+        resolved = self.arms.arm(arm)
+        if self.arms.equal_mathematics:
+            return resolved
+        return with_seed(resolved, resolved.lane.seed + self.block - 1)
+
     def cost(self, arm: ArmName) -> ArmCost:
         """What the pilot says about an arm."""
         feature = self.plan.feature(self.arms.feature)
@@ -59,7 +69,7 @@ class BlockTask:
     def request(self, arm: ArmName, position: int) -> RunRequest:
         """The run of one visit; memory is profiled in the first block only, it does not vary between processes."""
         return RunRequest(
-            resolved=self.arms.arm(arm),
+            resolved=self._resolved(arm),
             store_root=self.store_root,
             num_threads=self.plan.num_threads,
             data_path=self.plan.data_path,

@@ -10,12 +10,11 @@ import math
 import os
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lanewise.errors import UsageError
+from lanewise.lane.gpu import ask_nvidia_smi, has_gpu
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -69,8 +68,15 @@ def detect_machine_class(
     """
     if device_type == "cpu":
         return f"cpu-{_arch(platform.machine())}-{usable_cores()}c"
-    line = (query_gpu or _query_nvidia_smi)()
+    line = query_gpu() if query_gpu else ask_nvidia_smi("name,memory.total")
     return gpu_class(line)
+
+
+def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> DeviceType:
+    """The device a run uses: what was asked for; `auto` takes a GPU where one answers."""
+    if asked == "auto":
+        return "cuda" if has_gpu() else "cpu"
+    return asked
 
 
 DEFAULT_CPU_THREADS = 1
@@ -116,24 +122,3 @@ def _form(model: str, words: Sequence[str]) -> str:
 def _arch(machine: str) -> str:
     lowered = machine.lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(lowered, lowered or "unknown")
-
-
-def _query_nvidia_smi() -> str:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        raise UsageError(
-            "device cuda was asked for, but nvidia-smi is not on PATH; use device cpu, or install the NVIDIA driver"
-        )
-    answer = subprocess.run(
-        [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = answer.stdout.strip().splitlines()
-    if answer.returncode != 0 or not lines:
-        reason = (answer.stderr or answer.stdout).strip().splitlines()
-        raise UsageError(
-            f"nvidia-smi found no GPU ({reason[0] if reason else 'no output'}); use device cpu, or check the driver"
-        )
-    return lines[0]

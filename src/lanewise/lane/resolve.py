@@ -97,6 +97,27 @@ def resolve(
     )
 
 
+def with_seed(resolved: ResolvedLane, seed: int) -> ResolvedLane:
+    """The same lane with other random numbers: weights, order of the data and everything that is drawn while training.
+
+    Args:
+        resolved: with all its decisions.
+        seed: replaces the lane's; the seed of the data moves by as much.
+    """
+    shift = seed - resolved.lane.seed
+    data = resolved.lane.data.model_copy(update={"seed": resolved.lane.data.seed + shift})
+    lane = resolved.lane.model_copy(update={"seed": seed, "data": data})
+    digest = lane_digest(lane)
+    states = {decision.key: decision.state for decision in resolved.features}
+    return resolved.model_copy(
+        update={
+            "lane": lane,
+            "digest": digest,
+            "config_digest": config_digest(digest, states, resolved.op_preferences),
+        }
+    )
+
+
 def find_feature(key: str) -> Feature:
     """The feature of this key.
 

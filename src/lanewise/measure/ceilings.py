@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-from lanewise.errors import NotBuiltError
+from lanewise.lane.machine import DeviceType
+
+if TYPE_CHECKING:
+    import torch
 
 MIB: Final = 2**20
 COPY_BYTES: Final = 64 * MIB
@@ -15,6 +19,11 @@ COPY_PAIRS: Final = 4
 """Source and target buffers taken in turn: 512 MiB in all, more than the last-level cache of nearly every machine."""
 MATMUL_SIZE: Final = 1024
 MATMUL_SETS: Final = 3
+GPU_COPY_BYTES: Final = 512 * MIB
+"""Well above the L2 of any GPU (50 MiB on Hopper)."""
+GPU_MATMUL_SIZE: Final = 8192
+"""Large enough that the product is bound by the tensor cores alone."""
+GPU_SAMPLES: Final = 20
 MIN_SAMPLES: Final = 3
 MAX_SAMPLES: Final = 15
 SECONDS_PER_CEILING: Final = 0.7
@@ -44,42 +53,42 @@ class Ceilings:
 
 
 def measure_ceilings(
-    device_type: str,
+    device_type: DeviceType,
     num_threads: int,
     *,
     clock: Callable[[], int],
-    copy_bytes: int = COPY_BYTES,
-    matmul_size: int = MATMUL_SIZE,
+    copy_bytes: int | None = None,
+    matmul_size: int | None = None,
 ) -> Ceilings:
     """Copy and multiply random data, several times each, and take medians.
 
+    On a CPU in fp32, on a GPU in bf16 with fp32 accumulation, what the lanes of each compute in.
+
     Args:
-        device_type: only `cpu`.
+        device_type: device to measure.
         num_threads: intra-op threads for the measurement; the process's own number is restored.
         clock: monotonic nanoseconds.
-        copy_bytes: size of one copy buffer, a multiple of 4.
-        matmul_size: n of the square matrices.
-
-    Raises:
-        NotBuiltError: another device than a CPU.
+        copy_bytes: size of one copy buffer, a multiple of 4; None takes the device's own.
+        matmul_size: n of the square matrices; None takes the device's own.
     """
-    if device_type != "cpu":
-        raise NotBuiltError(
-            f"ceilings of device {device_type!r} are not measured by this version; use 'cpu'"
-        )
     import torch
 
+    on_gpu = device_type == "cuda"
+    copy_bytes = copy_bytes or (GPU_COPY_BYTES if on_gpu else COPY_BYTES)
+    matmul_size = matmul_size or (GPU_MATMUL_SIZE if on_gpu else MATMUL_SIZE)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
+    sample = _sample_on_gpu if on_gpu else _sample
     try:
-        copy_seconds = _sample(_copy_work(copy_bytes), clock)
-        matmul_seconds = _sample(_matmul_work(matmul_size), clock)
+        copy_seconds = sample(_copy_work(copy_bytes, device_type), clock)
+        matmul_seconds = sample(_matmul_work(matmul_size, device_type, dtype), clock)
     finally:
         torch.set_num_threads(threads_before)
     return Ceilings(
         copy_bytes_per_second=2 * copy_bytes / statistics.median(copy_seconds),
         matmul_flops_per_second=2 * matmul_size**3 / statistics.median(matmul_seconds),
-        dtype="fp32",
+        dtype="bf16" if on_gpu else "fp32",
         num_threads=num_threads,
         copy_buffer_bytes=copy_bytes,
         matmul_size=matmul_size,
@@ -87,10 +96,11 @@ def measure_ceilings(
     )
 
 
-def _copy_work(num_bytes: int) -> Callable[[int], None]:
+def _copy_work(num_bytes: int, device_type: DeviceType) -> Callable[[int], None]:
     import torch
 
-    random = torch.rand(num_bytes // 4, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator(device_type).manual_seed(0)
+    random = torch.rand(num_bytes // 4, generator=generator, device=device_type)
     sources = [random.clone() for _ in range(COPY_PAIRS)]
     targets = [random.clone() for _ in range(COPY_PAIRS)]
 
@@ -100,19 +110,40 @@ def _copy_work(num_bytes: int) -> Callable[[int], None]:
     return copy
 
 
-def _matmul_work(size: int) -> Callable[[int], None]:
+def _matmul_work(size: int, device_type: DeviceType, dtype: torch.dtype) -> Callable[[int], None]:
     import torch
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device_type).manual_seed(0)
     left, right = (
-        [torch.randn(size, size, generator=generator) for _ in range(MATMUL_SETS)] for _ in "ab"
+        [
+            torch.randn(size, size, generator=generator, device=device_type).to(dtype)
+            for _ in range(MATMUL_SETS)
+        ]
+        for _ in "ab"
     )
-    out = torch.empty(size, size)
+    out = torch.empty(size, size, device=device_type, dtype=dtype)
 
     def multiply(index: int) -> None:
         torch.mm(left[index % MATMUL_SETS], right[index % MATMUL_SETS], out=out)
 
     return multiply
+
+
+def _sample_on_gpu(work: Callable[[int], None], clock: Callable[[], int]) -> list[float]:
+    """Seconds of repeated calls between device events, after as many that warm up; the host clock plays no part."""
+    import torch
+
+    del clock
+    for index in range(GPU_SAMPLES):
+        work(index)
+    new_event: Callable[..., Any] = torch.cuda.Event
+    marks = [new_event(enable_timing=True) for _ in range(GPU_SAMPLES + 1)]
+    marks[0].record()
+    for index in range(GPU_SAMPLES):
+        work(index)
+        marks[index + 1].record()
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks)]
 
 
 def _sample(work: Callable[[int], None], clock: Callable[[], int]) -> list[float]:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from packaging.specifiers import SpecifierSet
 
-from lanewise.errors import BackendError
+from lanewise.errors import BackendError, UsageError
 from lanewise.ops.spec import Backend, Capabilities, Choice, OpSpec, Problem, Rejection
 from lanewise.receipts import environment
 
@@ -33,7 +33,15 @@ def capabilities(device_type: str, packages: Iterable[str] | None = None) -> Cap
     Args:
         device_type: `cpu` or `cuda`.
         packages: distributions whose versions matter; None takes every package that some backend asks for.
+
+    Raises:
+        UsageError: `cuda` was asked for and torch has no GPU.
     """
+    if device_type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"device cuda was asked for, and torch {torch.__version__} finds no GPU it can use; "
+            "use --device cpu, or install a torch built for this GPU's driver"
+        )
     if packages is None:
         from lanewise.ops import registry  # registry.availability needs this module
 

@@ -129,6 +129,56 @@ class BlockRecord(Record):
     """Arm → receipt ids."""
 
 
+class SeedQuality(Record):
+    """Losses of both arms of one matched seed, in nats per token, and the step time to a target."""
+
+    block: int
+    seed: int
+    num_steps: int
+    """Where the losses at equal steps were read."""
+    control_equal_steps: float
+    treated_equal_steps: float
+    control_equal_time: float
+    treated_equal_time: float
+    target_loss: float
+    control_seconds_to_target: float | None
+    treated_seconds_to_target: float | None
+
+
+class QualityDelta(Record):
+    """Mean over seeds; the interval is of the mean difference, null with one seed."""
+
+    control: float
+    treated: float
+    delta: float
+    """treated − control: below zero the feature helps."""
+    low: float | None
+    high: float | None
+
+
+class TimeToTarget(Record):
+    """Cumulated step time to a target loss, treated ÷ control, geometric mean over seeds."""
+
+    target_loss: float | None
+    """Null: for each seed the larger of the two last losses."""
+    control_reached: int
+    treated_reached: int
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+    """Why there is no ratio."""
+
+
+class QualityRecord(Record):
+    """What a feature that changes the mathematics does to the loss, over matched seeds (`measure.quality`)."""
+
+    seeds: tuple[SeedQuality, ...]
+    equal_steps: QualityDelta
+    equal_time: QualityDelta
+    time_to_target: TimeToTarget
+
+
 class Decision(Record):
     """Estimate, interval, verdict and stance of one feature on one lane."""
 
@@ -183,6 +233,8 @@ class Decision(Record):
     adjusted_p: float | None = None
     """`estimate.p_value` corrected for the other features of the campaign."""
     adjustment: Literal["holm", "benjamini_hochberg"] | None = None
+    quality: QualityRecord | None = None
+    """Loss over matched seeds; null if the mathematics are the same."""
 
 
 class PlannedFeature(Record):

@@ -21,6 +21,7 @@ import psutil
 
 from lanewise import __version__
 from lanewise.lane.digest import digest
+from lanewise.lane.gpu import Gpu
 from lanewise.receipts.schema import Environment, Machine
 
 READ_VARIABLES: tuple[str, ...] = ("LANEWISE_STORE", "LANEWISE_DEBUG", "CXX")
@@ -154,15 +155,13 @@ def exported(variables: Mapping[str, str]) -> Iterator[None]:
 def collect_environment(
     *,
     num_threads: int | None = None,
-    device_model: str | None = None,
-    device_driver_version: str | None = None,
+    gpu: Gpu | None = None,
 ) -> Environment:
     """Describe software and host for a receipt.
 
     Args:
         num_threads: intra-op threads of the run; None when it has no fixed number.
-        device_model: accelerator name as its driver gives it; None on a CPU.
-        device_driver_version: its driver's version; None on a CPU.
+        gpu: the accelerator; None on a CPU.
     """
     revision, dirty = checkout_state(PACKAGE_FOLDER)
     return Environment(
@@ -174,8 +173,8 @@ def collect_environment(
         python_version=platform.python_version(),
         vcs_revision=revision,
         vcs_dirty=dirty,
-        device_model=device_model,
-        device_driver_version=device_driver_version,
+        device_model=None if gpu is None else gpu.name,
+        device_driver_version=None if gpu is None else gpu.driver_version,
         packages=package_versions(),
         variables=recorded_variables(),
         num_threads=num_threads,
@@ -206,24 +205,26 @@ def environment_digest(environment: Environment) -> str:
     )
 
 
-def collect_machine(class_name: str, *, device_model: str | None = None) -> Machine:
+def collect_machine(class_name: str, *, gpu: Gpu | None = None) -> Machine:
     """Identify the machine: its class is comparable, its instance is a keyed hash.
 
     Args:
         class_name: e.g. `cpu-x86_64-2c` or `h100-sxm-80gb`.
-        device_model: accelerator name as its driver gives it; None on a CPU.
+        gpu: the accelerator; None on a CPU. Another card is another instance.
     """
     kind = {
         "class_name": class_name,
         "host_arch": platform.machine(),
         "host_cpu_model_name": cpu_model_name(),
         "host_cpu_count": os.cpu_count() or 0,
-        "device_model": device_model,
+        "device_model": None if gpu is None else gpu.name,
     }
     return Machine(
         class_name=class_name,
         class_digest=digest(kind),
-        instance_digest=_instance_digest(_machine_id(MACHINE_ID_FILES)),
+        instance_digest=_instance_digest(
+            _machine_id(MACHINE_ID_FILES) if gpu is None else gpu.uuid
+        ),
     )
 
 

@@ -162,6 +162,7 @@ def _lockstep(run: Run, connection: Connection) -> Mapping[str, Any]:
                 "duration_seconds": [result.duration_seconds for result in results],
                 "loss": [result.loss for result in results],
                 "tags": [list(result.tags) for result in results],
+                "device_bytes": run.device_bytes,
             }
         )
 

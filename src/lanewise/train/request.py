@@ -4,7 +4,8 @@ Lockstep protocol over one `multiprocessing.connection` pipe, messages are plain
 
     child  → parent   {"event": "ready", "pid": int, "setup_seconds": float}
     parent → child    {"command": "step", "count": int}
-    child  → parent   {"event": "stepped", "duration_seconds": [float], "loss": [float], "tags": [[str]]}
+    child  → parent   {"event": "stepped", "duration_seconds": [float], "loss": [float], "tags": [[str]],
+                       "device_bytes": int | None}                         taken from the GPU so far; None on a CPU
     parent → child    {"command": "finish", "warmup_steps": int | None, "steady": bool | None, "warmup_reason": str}
                        steps to drop, decided by the parent for both arms; None lets the child detect its own
     child  → parent   {"event": "finished", "receipt_id": str, "receipt_path": str, "validity": str, "reasons": [str]}

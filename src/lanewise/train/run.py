@@ -14,6 +14,7 @@ import torch
 
 from lanewise.errors import UsageError
 from lanewise.lane.built import require_built
+from lanewise.lane.gpu import find_gpu
 from lanewise.measure.goodput import GoodputClock
 from lanewise.measure.memory import CPU_METHOD, live_tensors, measure_cpu_step, peak_rss_bytes
 from lanewise.measure.steady import RULE, detect_warmup
@@ -104,6 +105,7 @@ class Run:
         self._recorder = StepRecorder()
         self._expert_loads: list[np.ndarray] = []
         self._auxiliary_losses: dict[str, list[float]] = {}
+        self._gpu = find_gpu() if resolved.device_type == "cuda" else None
         self._origin: saved.Origin | None = None
         self._finished = False
         self._compile_seconds = 0.0
@@ -217,6 +219,13 @@ class Run:
         """Number of the coming optimizer step, which is how many have been taken since step 0."""
         return self._loop.next_step
 
+    @property
+    def device_bytes(self) -> int | None:
+        """Most memory this process has taken from its GPU for tensors, cached blocks included; None on a CPU."""
+        if self._gpu is None:
+            return None
+        return torch.cuda.max_memory_reserved()
+
     def step(self) -> StepResult:
         """Take one optimizer step and record it."""
         start_ns = self._clock()
@@ -318,8 +327,10 @@ class Run:
                 goodput=self.goodput.summary(),
                 compile=self._compile_record(),
                 memory=memory,
-                environment=collect_environment(num_threads=self.request.num_threads),
-                machine=collect_machine(resolved.machine_class),
+                environment=collect_environment(
+                    num_threads=self.request.num_threads, gpu=self._gpu
+                ),
+                machine=collect_machine(resolved.machine_class, gpu=self._gpu),
                 data=self.corpus.record,
                 missing=missing,
                 initial_weights=None if self._origin is None else self._origin.model_dump(),
