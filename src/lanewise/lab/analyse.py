@@ -13,6 +13,7 @@ from lanewise.lab.interactions import interaction_table
 from lanewise.lab.judge import judge
 from lanewise.lab.keys import split_key
 from lanewise.lab.plan import CampaignPlan
+from lanewise.lab.screen_decide import screen_decisions
 from lanewise.lane.digest import lane_identity
 from lanewise.receipts.decision import (
     CampaignRecord,
@@ -68,6 +69,8 @@ def decide_all(
     """Decisions of all features of a plan, in its order."""
     lane, machine = identity(plan, evidence)
     context = Context(plan=plan, lane=lane, machine=machine, created_at=now)
+    if plan.screen_design is not None:
+        return screen_decisions(context, arm_builder(plan), evidence)
     builder = arm_builder(plan)
     decisions = []
     for feature in plan.features:
@@ -168,9 +171,7 @@ def identity(plan: CampaignPlan, evidence: Sequence[BlockEvidence]) -> tuple[Lan
     return lane, collect_machine(plan.machine_class)
 
 
-def _interactions(
-    plan: CampaignPlan, decisions: Sequence[Decision]
-) -> InteractionTable | None:
+def _interactions(plan: CampaignPlan, decisions: Sequence[Decision]) -> InteractionTable | None:
     if plan.design != "both" or not decisions:
         return None
     stack = arm_builder(plan).build(FULL_STACK)

@@ -137,9 +137,7 @@ class ArmBuilder:
             key
             for feature in features
             for key in (
-                [feature]
-                if feature == FULL_STACK
-                else [key_at(feature, base) for base in BASES]
+                [feature] if feature == FULL_STACK else [key_at(feature, base) for base in BASES]
             )
         )
 
@@ -195,7 +193,10 @@ class ArmBuilder:
         both = (control_state, treated_state)
         control, treated = (
             self._resolved(
-                {f.key: both[sign * level > 0](f) for f, level in zip(features, levels, strict=True)}
+                {
+                    f.key: both[sign * level > 0](f)
+                    for f, level in zip(features, levels, strict=True)
+                }
             )
             for sign in (-1, 1)
         )

@@ -68,7 +68,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         role=arms.role,
         design=arms.design,
         versus=arms.versus,
-        arms={name: _arm(arms, name) for name in ("A", "B")},
+        arms={name: arm_record(arms, name) for name in ("A", "B")},
         estimate=estimate,
         control_step_seconds=control_seconds,
         treated_step_seconds=treated_seconds,
@@ -163,7 +163,8 @@ def _noise(estimate: Estimate) -> str:
     )
 
 
-def _arm(arms: Arms, name: str) -> ArmRecord:
+def arm_record(arms: Arms, name: str) -> ArmRecord:
+    """One arm as a decision states it."""
     resolved = arms.control if name == "A" else arms.treated
     return ArmRecord(
         state=arms.states[name],

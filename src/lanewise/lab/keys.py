@@ -1,9 +1,9 @@
 """Names of what a plan asks. Usually a feature; a campaign from both bases and a screen of many features need more.
 
-    fused_moe                  one feature, in a campaign of one design
-    fused_moe.add-one          the same on the bare lane, in a campaign of design `both`
-    fused_moe.leave-one-out    the same in the full stack
-    row-03                     row 3 of a screening design beside its mirror image
+fused_moe                  one feature, in a campaign of one design
+fused_moe.add-one          the same on the bare lane, in a campaign of design `both`
+fused_moe.leave-one-out    the same in the full stack
+row-03                     row 3 of a screening design beside its mirror image
 """
 
 from __future__ import annotations

@@ -90,15 +90,7 @@ def make_plan(
         UsageError: a feature cannot be measured, the lane replays routing, or the budget is too small for one block.
         ChildError: the base lane's process died.
     """
-    moe = options.lane.model.moe
-    if moe is not None and moe.routing_mode == "replayed":
-        raise UsageError(
-            f"lane '{options.lane.name}' replays routing, and a campaign has no recording to follow; "
-            "use --set model.moe.routing_mode=forced_balanced, with which both arms share their routing"
-        )
-    # The lab reads step series, whatever the lane says about keeping them; the switch is not part of its digest.
-    observed = options.lane.observability.model_copy(update={"temporal_perf": True})
-    lane = options.lane.model_copy(update={"observability": observed})
+    lane, notes = measured_lane(options)
     builder = ArmBuilder(
         lane=lane,
         machine_class=options.machine_class,
@@ -114,13 +106,11 @@ def make_plan(
         num_threads=options.num_threads,
         data_path=options.data_path,
         budget_seconds=options.budget_seconds,
-        on_visit=lambda name, cost: listen(_visited(name, cost)),
+        on_visit=lambda name, cost: listen(visited(name, cost)),
     ).run(builder.base(), asked)
-    block_design, notes = _block_design(
+    block_design, design_notes = _block_design(
         options.block_design, pilot.largest_resident_pair([q.arms for q in asked]), free_bytes
     )
-    if not options.lane.observability.temporal_perf:
-        notes = (*notes, "observability.temporal_perf was switched on: the lab needs step series")
     noise = known_noise(store, builder.base(), block_design)
     features = allocate(
         [pilot.candidate(question) for question in asked],
@@ -148,8 +138,28 @@ def make_plan(
         noise_log=noise.block_sd_log,
         noise_source=noise.source,
         planned_mde_log=planned_mde(noise.block_sd_log, features),
-        notes=notes,
+        notes=(*design_notes, *notes),
     )
+
+
+def measured_lane(options: CampaignOptions) -> tuple[Lane, tuple[str, ...]]:
+    """The lane as the lab runs it, and what was changed for that.
+
+    Raises:
+        UsageError: it replays routing.
+    """
+    moe = options.lane.model.moe
+    if moe is not None and moe.routing_mode == "replayed":
+        raise UsageError(
+            f"lane '{options.lane.name}' replays routing, and a campaign has no recording to follow; "
+            "use --set model.moe.routing_mode=forced_balanced, with which both arms share their routing"
+        )
+    # The lab reads step series, whatever the lane says about keeping them; the switch is not part of its digest.
+    observed = options.lane.observability.model_copy(update={"temporal_perf": True})
+    lane = options.lane.model_copy(update={"observability": observed})
+    if options.lane.observability.temporal_perf:
+        return lane, ()
+    return lane, ("observability.temporal_perf was switched on: the lab needs step series",)
 
 
 def _block_design(
@@ -166,7 +176,8 @@ def _block_design(
     return "sequential", (note,)
 
 
-def _visited(name: str, cost: ArmCost | str) -> PilotVisited:
+def visited(name: str, cost: ArmCost | str) -> PilotVisited:
+    """What to tell about a pilot visit."""
     if isinstance(cost, str):
         return PilotVisited(name=name, step_seconds=None, failure=cost)
     return PilotVisited(name=name, step_seconds=cost.step_seconds, failure=None)

@@ -45,8 +45,8 @@ TARGET_BLOCKS: Final = 4
 
 MAX_BLOCKS: Final = 12
 
-ASSUMED_NOISE_LOG: Final = MappingProxyType({"lockstep": 0.03, "sequential": 0.10})
-"""SD of a block's contrast on a shared CPU (docs: P1b, A/A probes); an A/A campaign replaces it."""
+ASSUMED_NOISE_LOG: Final = MappingProxyType({"lockstep": 0.03, "sequential": 0.10, "toggle": 0.03})
+"""SD of a block's contrast on a shared CPU (docs: P1b, A/A probes); an A/A campaign replaces it. For `toggle` of a quad."""
 
 CALIBRATION_BLOCKS: Final = 8
 """Fewest blocks of an A/A campaign that may widen the practical margin."""

@@ -29,12 +29,15 @@ from lanewise.lab.pace import Pace
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.schedule import block_order
 from lanewise.lab.sequential import run_sequential
+from lanewise.lab.toggle import run_toggle
 from lanewise.lab.visit import BlockTask
 from lanewise.measure.stats import estimate_from_contrasts
 from lanewise.receipts.store import Store
 
 RESUME_RATIO = 1.5
 """Time left to a resumed campaign, at least, over the planned time of its missing blocks."""
+
+RUN_BLOCK = {"lockstep": run_lockstep, "sequential": run_sequential, "toggle": run_toggle}
 
 MAX_ATTEMPTS = 2
 """A block is run again once after its first attempt was thrown away."""
@@ -133,7 +136,7 @@ class Runner:
         self.listen(
             BlockStarted(feature=arms.feature, block=block, num_blocks=plan.blocks[arms.feature])
         )
-        run_block = run_lockstep if plan.block_design == "lockstep" else run_sequential
+        run_block = RUN_BLOCK[plan.block_design]
         started = self.clock()
         try:
             return run_block(

@@ -12,6 +12,7 @@ from lanewise.lab.events import CampaignResult, Listener
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.prepare import CampaignOptions, make_plan
 from lanewise.lab.runner import Runner, spent_before
+from lanewise.lab.screening import ScreenDesign, make_screen_plan
 from lanewise.lane.built import require_built
 from lanewise.lane.digest import lane_digest
 from lanewise.lane.machine import DeviceType
@@ -55,6 +56,33 @@ class Lab:
         """Plan and run a new campaign; raises as `plan` does, and StoreError when the disk refuses it."""
         launcher = self.launcher(options.num_threads)
         plan = self._plan(options, launcher)
+        folder = CampaignFolder.create(self.store.root, plan)
+        return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
+
+    def screen(self, options: CampaignOptions, screen_design: ScreenDesign) -> CampaignResult:
+        """Plan and run a screen; its decisions rank candidates and can never graduate.
+
+        Raises:
+            UsageError: the lane or a feature cannot be screened, or the budget is too small.
+            NotBuiltError: the lane asks for what this version does not implement.
+            ChildError: the base lane's process died.
+            StoreError: the disk refuses it.
+        """
+        self._require_local_store()
+        require_built(options.lane)
+        launcher = self.launcher(options.num_threads)
+        created_at = self.now()
+        plan = make_screen_plan(
+            options,
+            screen_design,
+            store=self.store,
+            launcher=launcher,
+            clock=self.clock,
+            campaign_id=f"{created_at[:10]}-{options.lane.name}-screen-{self.new_token()}",
+            created_at=created_at,
+            free_memory_bytes=self.free_memory_bytes,
+            listen=self.listen,
+        )
         folder = CampaignFolder.create(self.store.root, plan)
         return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
 

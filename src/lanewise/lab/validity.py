@@ -200,7 +200,7 @@ def _steadiness(block: BlockEvidence) -> Iterator[Fault]:
     entry = block.entry
     if not entry.steady:
         yield Fault(text=entry.warmup_reason, structural=False)
-    elif entry.design == "lockstep" and block.num_quads < protocol.MIN_STEADY_QUADS:
+    elif entry.design != "sequential" and block.num_quads < protocol.MIN_STEADY_QUADS:
         yield Fault(
             text=f"{block.num_quads} quads left after {entry.warmup_steps} warm-up steps, "
             f"{protocol.MIN_STEADY_QUADS} are needed",

@@ -24,7 +24,7 @@ from scipy.linalg import circulant
 from scipy.special import stdtr, stdtrit
 
 from lanewise.measure.interactions import RESOLUTION_LOG
-from lanewise.measure.stats import benjamini_hochberg
+from lanewise.measure.stats import POWER, benjamini_hochberg
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -62,6 +62,7 @@ class MainEffect:
         degrees_of_freedom: of that error.
         low: lower end of the 95 % interval.
         high: its upper end.
+        mde_log: smallest effect that a test at 5 % finds with 80 % power.
         p_value: two-sided, of no effect.
         adjusted_p: Benjamini and Hochberg over all features.
     """
@@ -71,6 +72,7 @@ class MainEffect:
     degrees_of_freedom: int
     low: float
     high: float
+    mde_log: float
     p_value: float
     adjusted_p: float
 
@@ -114,6 +116,7 @@ def mirrored_main_effects(
             degrees_of_freedom=freedom,
             low=float(effect - half_width),
             high=float(effect + half_width),
+            mde_log=float(half_width + stdtrit(freedom, POWER) * error),
             p_value=p,
             adjusted_p=adjusted,
         )

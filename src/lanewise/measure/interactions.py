@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import nctdtrinc, stdtr, stdtrit
 
 from lanewise.measure.stats import POWER, holm
 
@@ -133,10 +133,11 @@ def interaction_tests(
 
 
 def _detectable(comparison: Comparison, num_tests: int, alpha: float) -> float:
-    """The threshold an estimate must pass, taken at Holm's first and strictest step, plus what 80 % power needs."""
+    """What passes the threshold, taken at Holm's first and strictest step, with 80 % power: noncentral t, for the spread
+    that sets the threshold is itself estimated from few blocks."""
     error, freedom = comparison.standard_error_log, comparison.degrees_of_freedom
-    threshold = max(comparison.mde_log, _t(1 - alpha / (2 * num_tests), freedom) * error)
-    return threshold + _t(POWER, freedom) * error
+    threshold = max(comparison.mde_log / error, _t(1 - alpha / (2 * num_tests), freedom))
+    return error * float(nctdtrinc(freedom, 1 - POWER, threshold))
 
 
 def _t(probability: float, freedom: float) -> float:

@@ -1,0 +1,110 @@
+"""Two runs in one process that take turns: what a screen does instead of starting a process for each arm.
+
+Cheap, because one process is started and no step waits for a message, and biased, because the arms share an allocator, its
+caches and the state of the processor. Interleaving in one process has turned a result round (0.83× to 1.75×,
+pytorch/helion#2065), so nothing measured here may carry a verdict; receipts say `toggle`.
+
+Each run keeps its own model, optimizer, loader, generator, launch counters and goodput clock, on which the other's turns are
+`turn_wait`. Counters that belong to the process (its peak memory) are null in both receipts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+
+from lanewise.errors import ChildError, UsageError
+from lanewise.receipts.schema import Memory
+from lanewise.train.entry import Connection, next_command
+from lanewise.train.loop import StepResult, manual_gc
+from lanewise.train.process import prepare_process
+from lanewise.train.request import PairRequest, sharing_fault
+from lanewise.train.run import Finished, Run
+
+OTHER = {"A": "B", "B": "A"}
+
+
+class SharedRun(Run):
+    """A run that is not alone in its process, whose peak of memory therefore is not its own."""
+
+    def _memory(self, missing: dict[str, str], aborted: str | None) -> Memory:
+        memory = super()._memory(missing, aborted)
+        if memory.peak_device_used_bytes is None:
+            return memory
+        missing["memory.peak_device_used_bytes"] = "another run shared the process"
+        return memory.model_copy(update={"peak_device_used_bytes": None})
+
+
+def run_pair(
+    request: PairRequest, connection: Connection, start_seconds: float, now: Callable[[], float]
+) -> None:
+    """Build both runs, take turns as told, write both receipts.
+
+    Raises:
+        UsageError: the two arms cannot live in one process.
+        ChildError: the parent sent what this child does not know.
+    """
+    fault = sharing_fault(request.control.resolved, request.treated.resolved)
+    if fault is not None:
+        raise UsageError(fault)
+    allocator = prepare_process(request.control.num_threads)
+    first = SharedRun(request.control, host_allocator=allocator)
+    with first.goodput.span("turn_wait"):
+        second = SharedRun(request.treated, host_allocator=allocator)
+    runs = {"A": first, "B": second}
+    with manual_gc():
+        connection.send(
+            {"event": "ready", "pid": psutil.Process().pid, "setup_seconds": now() - start_seconds}
+        )
+        finish = _take_turns(runs, connection)
+    with second.goodput.span("turn_wait"):
+        control = _finish(first, finish)
+    treated = _finish(second, finish)
+    connection.send(
+        {
+            "event": "finished",
+            "receipts": {"A": control.receipt.receipt_id, "B": treated.receipt.receipt_id},
+            "validity": {"A": control.validity, "B": treated.validity},
+        }
+    )
+
+
+def _take_turns(runs: Mapping[str, Run], connection: Connection) -> Mapping[str, Any]:
+    """Take turns when told to; returns the `finish` command."""
+    while True:
+        with contextlib.ExitStack() as waiting:
+            for run in runs.values():
+                waiting.enter_context(run.goodput.span("turn_wait"))
+            message = next_command(connection, known=("turns", "finish"))
+        if message["command"] == "finish":
+            return message
+        order = str(message["order"])
+        if not order or set(order) - set(runs):
+            raise ChildError(f"turns {order!r} are unknown; they are letters A and B")
+        results = [_turn(runs, letter) for letter in order]
+        connection.send(
+            {
+                "event": "stepped",
+                "duration_seconds": [result.duration_seconds for result in results],
+                "loss": [result.loss for result in results],
+                "tags": [list(result.tags) for result in results],
+            }
+        )
+
+
+def _turn(runs: Mapping[str, Run], letter: str) -> StepResult:
+    with runs[OTHER[letter]].goodput.span("turn_wait"):
+        return runs[letter].step()
+
+
+def _finish(run: Run, command: Mapping[str, Any]) -> Finished:
+    return run.finish(
+        warmup=run.given_warmup(
+            steps=int(command["warmup_steps"]),
+            steady=bool(command["steady"]),
+            reason=str(command["warmup_reason"]),
+        )
+    )
