@@ -11,6 +11,7 @@ from lanewise.dash.costs import anatomy, memory
 from lanewise.dash.forest import forest
 from lanewise.dash.losses import loss_charts
 from lanewise.dash.strips import strips
+from lanewise.measure.quality import SeedRuns, quality
 from lanewise.receipts.decision import Decision
 from lanewise.receipts.schema import StepSeries
 from tests.dash.conftest import Example
@@ -235,3 +236,26 @@ def test_equal_losses_of_one_step_are_still_a_chart(example: Example) -> None:
     series = dict.fromkeys(example.evidence.series, flat)
     (chart,) = loss_charts([decision], series)
     assert_sound(chart.markup)
+
+
+def test_losses_of_several_seeds_are_drawn_thin_and_told_with_intervals(example: Example) -> None:
+    evidence = example.evidence
+    decision = next(d for d in evidence.decisions if d.feature == "extra_aux_losses")
+    runs = [
+        SeedRuns(
+            block=block.block,
+            seed=block.block,
+            control=evidence.series[block.receipts["A"][0]],
+            treated=evidence.series[block.receipts["B"][0]],
+        )
+        for block in decision.blocks
+        if block.valid
+    ]
+    assert len(runs) > 1
+    seeded = decision.model_copy(update={"quality": quality(runs)})
+    (chart,) = loss_charts([seeded], evidence.series)
+    root = ElementTree.fromstring(chart.markup)
+    thin = [node for node in root.iter() if "thin" in node.get("class", "").split()]
+    assert len(thin) == 3 * len(runs)
+    assert chart.words.startswith(f"{len(runs)} seeds: ")
+    assert "at equal step time; the target loss takes" in chart.words

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lanewise.dash import format as fmt
 from lanewise.dash.evidence import Evidence
+from lanewise.dash.losses import quality_words
 from lanewise.dash.rows import Column, Row, interval_of
 from lanewise.dash.strips import Strip, strips
 from lanewise.receipts.decision import BlockRecord, Decision, MetricDelta
@@ -138,10 +139,13 @@ def _facts(decision: Decision) -> Pairs:
 def _loss_facts(decision: Decision) -> Pairs:
     """How the losses of the arms compare: by rounding where the mathematics are the same, else by steps and time."""
     if decision.loss_equal_steps is not None and decision.loss_equal_time is not None:
-        return (
+        found = (
             ("loss at equal steps", _loss_change(decision.loss_equal_steps)),
             ("loss at equal time", _loss_change(decision.loss_equal_time)),
         )
+        if decision.quality is None:
+            return found
+        return (*found, ("quality over seeds", quality_words(decision.quality)))
     loss = decision.loss_max_abs_diff
     if loss is None:
         return (

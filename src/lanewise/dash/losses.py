@@ -1,15 +1,16 @@
-"""Loss against wall time of features that change the mathematics: both arms of one block, one chart a feature."""
+"""Loss against wall time of features that change the mathematics: both arms of every seed, one chart a feature."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from lanewise.dash import format as fmt
 from lanewise.dash.svg import Canvas, Linear
 from lanewise.lane.features import Role
-from lanewise.measure.loss_curve import LossComparison, LossCurve, compare_losses, loss_curve
-from lanewise.receipts.decision import BlockRecord, Decision
+from lanewise.measure.loss_curve import LossCurve, LossPair, loss_curve
+from lanewise.receipts.decision import BlockRecord, Decision, QualityRecord
 from lanewise.receipts.schema import StepSeries
 
 WIDTH, HEIGHT = 900.0, 330.0
@@ -39,45 +40,63 @@ class LossChart:
 def loss_charts(
     decisions: Sequence[Decision], series: Mapping[str, StepSeries]
 ) -> tuple[LossChart, ...]:
-    """A chart of every tax whose step series were kept, drawn from its first block that counts.
+    """A chart of every tax whose step series were kept, drawn from its blocks that count.
 
-    Blocks repeat one seed, so another block would show the same losses at slightly other times.
+    Before blocks differed in seed, another block would show the same losses at slightly other times, so of blocks without
+    seeds the first is drawn alone.
     """
     drawn = []
     for decision in decisions:
         if decision.role == Role.TAX:
-            chart = next(
-                (
-                    _chart(decision, block, arms[0], arms[1])
-                    for block in decision.blocks
-                    if block.valid and (arms := _arms(block, series)) is not None
-                ),
-                None,
-            )
-            if chart is not None:
-                drawn.append(chart)
+            pairs = [
+                _Pair(block=block.block, control=arms[0], treated=arms[1])
+                for block in _blocks_drawn(decision)
+                if (arms := _arms(block, series)) is not None
+            ]
+            if pairs:
+                drawn.append(_chart(decision, pairs))
     return tuple(drawn)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pair:
+    """Curves of both arms of one seed."""
+
+    block: int
+    control: LossCurve
+    treated: LossCurve
+
+    @property
+    def seconds(self) -> float:
+        """Where the arm that ended first ended."""
+        return min(self.control.seconds[-1], self.treated.seconds[-1])
+
+
+def _blocks_drawn(decision: Decision) -> tuple[BlockRecord, ...]:
+    valid = tuple(block for block in decision.blocks if block.valid)
+    if decision.quality is None:
+        return valid[:1]
+    of_seed = {seed.block for seed in decision.quality.seeds}
+    return tuple(block for block in valid if block.block in of_seed)
 
 
 def _arms(
     block: BlockRecord, series: Mapping[str, StepSeries]
-) -> tuple[StepSeries, StepSeries] | None:
-    """Series of the first visit of control and treated, if both have a loss."""
+) -> tuple[LossCurve, LossCurve] | None:
+    """Curves of the first visit of control and treated, if both have a loss."""
     found = [
-        series[ids[0]]
+        curve
         for arm in ("A", "B")
-        if (ids := block.receipts.get(arm)) and ids[0] in series and loss_curve(series[ids[0]])
+        if (ids := block.receipts.get(arm))
+        and ids[0] in series
+        and (curve := loss_curve(series[ids[0]])) is not None
     ]
     return (found[0], found[1]) if len(found) == 2 else None
 
 
-def _chart(
-    decision: Decision, block: BlockRecord, control: StepSeries, treated: StepSeries
-) -> LossChart | None:
-    found, a, b = compare_losses(control, treated), loss_curve(control), loss_curve(treated)
-    if found is None or a is None or b is None:
-        return None
-    words = f"block {block.block}: {_words(found)}"
+def _chart(decision: Decision, pairs: Sequence[_Pair]) -> LossChart:
+    """Curves of every seed above, differences at equal time below: thin for a seed, thick for their mean."""
+    words = _words(decision, pairs)
     canvas = Canvas(
         name=f"loss-{decision.feature}",
         title=f"Loss over step time, {decision.feature}",
@@ -85,36 +104,52 @@ def _chart(
         width=WIDTH,
         height=HEIGHT,
     )
-    x, y = _scales((a, b))
+    x, y = _scales([curve for pair in pairs for curve in (pair.control, pair.treated)])
     _level_axis(canvas, y, "nats per token", TOP)
-    moment = x(found.seconds)
-    canvas.line(moment, TOP - 4, moment, DELTA_BOTTOM, "boundary")
-    label = f"equal time, {fmt.seconds(found.seconds)}"
-    canvas.text(moment - 5, TOP - 10, label, "note small", anchor="end")
-    for arm, curve in (("A", a), ("B", b)):
-        canvas.path(_points(curve, x, y), f"series arm-{arm.lower()}")
-        canvas.circle(x(curve.seconds[-1]), y(curve.loss[-1]), 2.5, f"end arm-{arm.lower()}")
-    _end_labels(canvas, decision, {"A": y(a.loss[-1]), "B": y(b.loss[-1])})
+    seconds = min(pair.seconds for pair in pairs)
+    canvas.line(x(seconds), TOP - 4, x(seconds), DELTA_BOTTOM, "boundary")
+    label = f"equal time, {fmt.seconds(seconds)}"
+    canvas.text(x(seconds) - 5, TOP - 10, label, "note small", anchor="end")
+    thin = " thin" if len(pairs) > 1 else ""
+    for pair in pairs:
+        for arm, curve in (("a", pair.control), ("b", pair.treated)):
+            canvas.path(_points(curve, x, y), f"series arm-{arm}{thin}")
+            canvas.circle(x(curve.seconds[-1]), y(curve.loss[-1]), 2.5, f"end arm-{arm}")
+    ends = {
+        "A": fmean(pair.control.loss[-1] for pair in pairs),
+        "B": fmean(pair.treated.loss[-1] for pair in pairs),
+    }
+    _end_labels(canvas, decision, {arm: y(loss) for arm, loss in ends.items()})
     canvas.line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis")
-    _difference(canvas, x, a, b, found.seconds)
+    _differences(canvas, x, pairs, seconds)
     _time_axis(canvas, x)
     return LossChart(feature=decision.feature, markup=canvas.markup(), words=words)
 
 
-def _difference(
-    canvas: Canvas, x: Linear, control: LossCurve, treated: LossCurve, seconds: float
-) -> None:
-    """Treated − control at equal time, while both run: above the line the feature is behind."""
-    moments = sorted(t for t in {*control.seconds, *treated.seconds} if t <= seconds)
+def _differences(canvas: Canvas, x: Linear, pairs: Sequence[_Pair], seconds: float) -> None:
+    """Treated − control at equal time, while all run: above the line the feature is behind."""
+    moments = sorted(
+        {
+            t
+            for pair in pairs
+            for t in (*pair.control.seconds, *pair.treated.seconds)
+            if t <= seconds
+        }
+    )
     stride = -(-len(moments) // MAX_POINTS)
     chosen = sorted({*moments[::stride], moments[-1]})
-    deltas = [treated.at(t) - control.at(t) for t in chosen]
-    low, high = min(0.0, *deltas), max(0.0, *deltas)
+    of_seeds = [[pair.treated.at(t) - pair.control.at(t) for t in chosen] for pair in pairs]
+    means = [fmean(deltas) for deltas in zip(*of_seeds, strict=True)]
+    everything = [delta for deltas in of_seeds for delta in deltas]
+    low, high = min(0.0, *everything), max(0.0, *everything)
     pad = 0.1 * (high - low) or 1e-3
     y = Linear(low=low - pad, high=high + pad, start=DELTA_BOTTOM, end=DELTA_TOP)
     _level_axis(canvas, y, "Δ loss at equal time, treated − control", DELTA_TOP, count=2)
     canvas.line(LEFT, y(0.0), RIGHT, y(0.0), "zero")
-    canvas.path([(x(t), y(delta)) for t, delta in zip(chosen, deltas, strict=True)], "series arm-b")
+    if len(of_seeds) > 1:
+        for deltas in of_seeds:
+            canvas.path([(x(t), y(d)) for t, d in zip(chosen, deltas, strict=True)], "series thin")
+    canvas.path([(x(t), y(mean)) for t, mean in zip(chosen, means, strict=True)], "series arm-b")
 
 
 def _level_axis(canvas: Canvas, y: Linear, unit: str, top: float, count: int = 4) -> None:
@@ -161,10 +196,41 @@ def _end_labels(canvas: Canvas, decision: Decision, levels: Mapping[str, float])
         canvas.text(RIGHT + 7, place, state, f"series-label arm-{arm.lower()}")
 
 
-def _words(found: LossComparison) -> str:
-    steps, time = found.equal_steps, found.equal_time
-    return (
-        f"after {fmt.plural(found.num_steps, 'step')} {fmt.nats(steps.control)} without and {fmt.nats(steps.treated)} with "
-        f"the feature ({fmt.signed_nats(steps.delta)}); after {fmt.seconds(found.seconds)} of steps "
-        f"{fmt.nats(time.control)} and {fmt.nats(time.treated)} ({fmt.signed_nats(time.delta)})"
+def _words(decision: Decision, pairs: Sequence[_Pair]) -> str:
+    if decision.quality is not None and len(pairs) > 1:
+        return quality_words(decision.quality)
+    first = pairs[0]
+    num_steps = min(len(first.control.loss), len(first.treated.loss))
+    steps = LossPair(
+        control=first.control.loss[num_steps - 1], treated=first.treated.loss[num_steps - 1]
     )
+    time = LossPair(
+        control=first.control.at(first.seconds), treated=first.treated.at(first.seconds)
+    )
+    return (
+        f"block {first.block}: after {fmt.plural(num_steps, 'step')} {fmt.nats(steps.control)} without and "
+        f"{fmt.nats(steps.treated)} with the feature ({fmt.signed_nats(steps.delta)}); after "
+        f"{fmt.seconds(first.seconds)} of steps {fmt.nats(time.control)} and {fmt.nats(time.treated)} "
+        f"({fmt.signed_nats(time.delta)}); one seed, so no interval"
+    )
+
+
+def quality_words(quality: QualityRecord) -> str:
+    """Losses and time to the target over all seeds, with intervals where there are several."""
+    target = quality.time_to_target
+    reached = (
+        f"the target loss takes {fmt.number(target.ratio, 2)} × the step time"
+        + _range(target.low, target.high, lambda value: fmt.number(value, 2))
+        if target.ratio is not None
+        else f"no time to a target loss: {target.reason}"
+    )
+    return (
+        f"{fmt.plural(len(quality.seeds), 'seed')}: {fmt.signed_nats(quality.equal_steps.delta)} nats"
+        f"{_range(quality.equal_steps.low, quality.equal_steps.high, fmt.signed_nats)} at equal steps, "
+        f"{fmt.signed_nats(quality.equal_time.delta)} nats"
+        f"{_range(quality.equal_time.low, quality.equal_time.high, fmt.signed_nats)} at equal step time; {reached}"
+    )
+
+
+def _range(low: float | None, high: float | None, form: Callable[[float], str]) -> str:
+    return "" if low is None or high is None else f" [{form(low)}, {form(high)}]"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lanewise.dash import format as fmt
-from lanewise.receipts.decision import Decision, MetricDelta, Verdict
+from lanewise.receipts.decision import Decision, MetricDelta, QualityDelta, Verdict
 
 OBSERVED_OK = "✓"
 OBSERVED_WRONG = "✗"
@@ -144,6 +144,7 @@ def interval_of(decision: Decision) -> tuple[float, float] | None:
 
 def _row(decision: Decision, digits: int) -> Row:
     estimate, interval = decision.estimate, interval_of(decision)
+    quality = decision.quality
     deltas = {
         "tokens": decision.tokens_per_second.delta,
         "memory": decision.peak_memory_bytes.delta,
@@ -164,14 +165,22 @@ def _row(decision: Decision, digits: int) -> Row:
         tokens=fmt.signed_percent(deltas["tokens"], digits),
         memory=fmt.signed_mebibytes(deltas["memory"]),
         goodput=fmt.signed_points(deltas["goodput"]),
-        loss_steps=fmt.signed_nats(deltas["loss_steps"]),
-        loss_time=fmt.signed_nats(deltas["loss_time"]),
+        loss_steps=_nats(deltas["loss_steps"], quality.equal_steps if quality else None),
+        loss_time=_nats(deltas["loss_time"], quality.equal_time if quality else None),
         observed=_observed(decision),
         verdict=verdict_word(decision),
         stance=decision.stance,
         tone=verdict_tone(decision),
         sort_keys={key: value for key, value in deltas.items() if value is not None},
     )
+
+
+def _nats(delta: float | None, over_seeds: QualityDelta | None) -> str:
+    """A change of the loss, with its interval over seeds where there is one."""
+    if over_seeds is None or over_seeds.low is None or over_seeds.high is None:
+        return fmt.signed_nats(delta)
+    low, high = fmt.signed_nats(over_seeds.low), fmt.signed_nats(over_seeds.high)
+    return f"{fmt.signed_nats(over_seeds.delta)} [{low}, {high}]"
 
 
 def _delta(metric: MetricDelta | None) -> float | None:
