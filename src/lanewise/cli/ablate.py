@@ -40,8 +40,11 @@ BudgetOption = Annotated[
     str, typer.Option("--budget", metavar="TIME", help="Wall time for everything: 90s, 5m, 1h.")
 ]
 DesignOption = Annotated[
-    Literal["leave-one-out", "add-one"],
-    typer.Option("--design", help="Take each feature out of the full stack, or add it to none."),
+    Literal["leave-one-out", "add-one", "both"],
+    typer.Option(
+        "--design",
+        help="Take each feature out of the full stack, add it to none, or both in the same rounds, which shows interactions.",
+    ),
 ]
 BlockDesignOption = Annotated[
     Literal["lockstep", "sequential"] | None,
@@ -193,7 +196,7 @@ def _options(
     lane: str,
     features: list[str] | None,
     budget: str,
-    design: Literal["leave-one-out", "add-one"],
+    design: Literal["leave-one-out", "add-one", "both"],
     block_design: Literal["lockstep", "sequential"] | None,
     blocks: int | None,
     seed: int,

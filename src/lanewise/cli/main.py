@@ -10,7 +10,18 @@ from typing import Annotated, cast
 import typer
 
 from lanewise import __version__
-from lanewise.cli import ablate, data, doctor, feature, generate, lane, receipt, report, train
+from lanewise.cli import (
+    ablate,
+    data,
+    doctor,
+    feature,
+    generate,
+    lane,
+    receipt,
+    report,
+    screen,
+    train,
+)
 from lanewise.errors import LanewiseError
 
 EXIT_INTERRUPTED = 130
@@ -54,7 +65,7 @@ def _root(
     pass
 
 
-for group in (doctor, lane, feature, ablate, train, generate, receipt, report, data):
+for group in (doctor, lane, feature, screen, ablate, train, generate, receipt, report, data):
     group.register(app)
 
 

@@ -190,11 +190,10 @@ class ArmBuilder:
         """A row of the screening design as arm B, its mirror image as arm A; other features stay at their stance."""
         features = [self._usable(factor) for factor in self.factors]
         levels = plackett_burman(len(features))[row]
-        both = (control_state, treated_state)
         control, treated = (
             self._resolved(
                 {
-                    f.key: both[sign * level > 0](f)
+                    f.key: treated_state(f) if sign * level > 0 else control_state(f)
                     for f, level in zip(features, levels, strict=True)
                 }
             )

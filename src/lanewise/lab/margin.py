@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lanewise.lab import protocol
-from lanewise.lab.arms import NO_FEATURE
+from lanewise.lab.arms import NO_FEATURE, ArmBuilder
+from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.resolved import ResolvedLane
 from lanewise.measure.stats import margin_log
@@ -50,6 +51,17 @@ def known_noise(store: Store, base: ResolvedLane, design: BlockDesign) -> Noise:
         block_sd_log=newest.estimate.block_sd_log,
         source=newest.decision_id,
     )
+
+
+def lockstep_noise(store: Store, plan: CampaignPlan) -> float:
+    """SD of a lockstep block's contrast on the lane of a plan."""
+    base = ArmBuilder(
+        lane=plan.lane,
+        machine_class=plan.machine_class,
+        device_type=plan.device_type,
+        design="leave-one-out",
+    ).base()
+    return known_noise(store, base, "lockstep").block_sd_log
 
 
 def _calibrates(decision: Decision, base: ResolvedLane, design: BlockDesign) -> bool:
