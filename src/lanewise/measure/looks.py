@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from lanewise.measure.boundary import conclude, critical_t, is_futile, plan_boundary
+from lanewise.measure.boundary import (
+    SequentialResult,
+    conclude,
+    critical_t,
+    is_futile,
+    plan_boundary,
+)
 from lanewise.measure.stats import estimate_from_contrasts, paired_t_p
 from lanewise.receipts.decision import Boundary, Estimate, LookOutcome, LookRecord, Verdict
 
@@ -111,7 +117,7 @@ def _look(contrasts: Sequence[float], question: Question, *, last: bool) -> Look
             "p_value": found.p_value,
         }
     )
-    verdict, reason = _verdict(contrasts, question, crossed=found.crossed)
+    verdict, reason = _verdict(contrasts, question, found)
     outcome: LookOutcome = "go_on"
     if verdict is Verdict.EQUIVALENT:
         outcome = "equivalent"
@@ -141,7 +147,7 @@ def _look(contrasts: Sequence[float], question: Question, *, last: bool) -> Look
 
 
 def _verdict(
-    contrasts: Sequence[float], question: Question, *, crossed: bool
+    contrasts: Sequence[float], question: Question, found: SequentialResult
 ) -> tuple[Verdict, str]:
     """FASTER, SLOWER: beyond the boundary and at least δ. EQUIVALENT: both one-sided tests reject at the look's level.
 
@@ -150,23 +156,32 @@ def _verdict(
     effect = fmean(contrasts)
     if question.tax_budget_ratio is not None:
         budget = f"{question.tax_budget_ratio - 1:.1%}"
-        if not crossed:
-            return Verdict.INCONCLUSIVE, f"the interval contains the budget of {budget}"
+        if not found.crossed:
+            return Verdict.INCONCLUSIVE, _not_beyond(question, found, f"the budget of {budget}")
         if effect < question.null_log:
             return Verdict.WITHIN_BUDGET, f"the interval ends within the budget of {budget}"
         return Verdict.OVER_BUDGET, f"the interval begins above the budget of {budget}"
     margin = f"{math.expm1(question.margin_log):.1%}"
-    if crossed and abs(effect) >= question.margin_log:
+    if found.crossed and abs(effect) >= question.margin_log:
         side = Verdict.FASTER if effect < 0 else Verdict.SLOWER
         where = "below" if effect < 0 else "above"
         return side, f"the interval is {where} 0 and the effect at least {margin}"
     if _equivalent(contrasts, question):
         return Verdict.EQUIVALENT, f"any effect is smaller than {margin}"
-    if crossed:
+    if found.crossed:
         return Verdict.INCONCLUSIVE, f"a real effect, but below {margin}, and it may be larger"
-    if abs(effect) >= question.margin_log:
-        return Verdict.INCONCLUSIVE, "the interval contains 0"
-    return Verdict.INCONCLUSIVE, f"the interval contains 0 and reaches beyond {margin}"
+    reason = _not_beyond(question, found, "0")
+    if abs(effect) < question.margin_log:
+        reason += f"; an effect of {margin} is not ruled out"
+    return Verdict.INCONCLUSIVE, reason
+
+
+def _not_beyond(question: Question, found: SequentialResult, null: str) -> str:
+    """Why there is no difference; an interval may leave out the null before its look's stricter level is reached."""
+    if found.low <= question.null_log <= found.high:
+        return f"the interval contains {null}"
+    level = f"{question.boundary.nominal_alpha:.1%}"
+    return f"the interval leaves out {null}, but no look reached its planned level of {level}"
 
 
 def _equivalent(contrasts: Sequence[float], question: Question) -> bool:
