@@ -31,7 +31,7 @@ def planted(*, interaction: float = 0.0, noise_sd: float = 0.0, seed: int = 0):
 
 
 def measure(world, *, blocks=6, features=(*FEATURES, "full_stack"), **changes):
-    budget = {"budget_seconds": 3000.0, "design": "both", "blocks": blocks, "features": features}
+    budget = {"budget_seconds": 400.0, "design": "both", "blocks": blocks, "features": features}
     return world.lab().start(options(**{**budget, **changes}))
 
 

@@ -14,8 +14,9 @@ from lanewise.lab.events import BlockDiscarded
 from lanewise.lane.load import load_lane
 from lanewise.measure.factorial import plackett_burman
 from lanewise.receipts.decision import Verdict
+from lanewise.receipts.store import Store
 from lanewise.train.request import PairRequest
-from tests.lab.fake import BASE_SECONDS, MACHINE, FakePair, options, place, state
+from tests.lab.fake import BASE_SECONDS, MACHINE, FakePair, World, options, place, state
 
 EFFECTS = {"fused_moe": 0.8, "fused_mamba": 0.7, "fused_optimizer": 1.1}
 FEATURES = (
@@ -45,7 +46,8 @@ def additive(*, noise_sd: float = 0.01, seed: int = 0, effects=EFFECTS):
 
 
 def screen(world, design, **changes):
-    wanted = {"features": FEATURES, "budget_seconds": 200.0, **changes}
+    budget = 200.0 if design == "toggle" else 85.0
+    wanted = {"features": FEATURES, "budget_seconds": budget, **changes}
     return world.lab().screen(options(**wanted), design)
 
 
@@ -54,9 +56,16 @@ def design(request):
     return request.param
 
 
-def test_true_effects_come_first_with_intervals_that_hold_them(world, design):
+@pytest.fixture(scope="module", params=["toggle", "plackett-burman"])
+def screened(request, tmp_path_factory):
+    """A screen that tests only read: its design, its world and its result."""
+    world = World(store=Store(tmp_path_factory.mktemp("store")))
     world.script.seconds = additive()
-    result = screen(world, design)
+    return request.param, world, screen(world, request.param)
+
+
+def test_true_effects_come_first_with_intervals_that_hold_them(screened):
+    _design, _world, result = screened
     found = {d.feature: d for d in result.decisions}
     assert [d.feature for d in ranked(result.decisions)][:2] == ["fused_mamba", "fused_moe"]
     assert ranked(result.decisions)[-1].feature == "fused_optimizer"
@@ -70,10 +79,9 @@ def test_true_effects_come_first_with_intervals_that_hold_them(world, design):
         assert found[feature].verdict is Verdict.UNCLEAR
 
 
-def test_what_a_screen_writes_says_screen_when_read_back(world, design):
+def test_what_a_screen_writes_says_screen_when_read_back(screened):
     """Graduation refuses this mode, so it must survive the disk."""
-    world.script.seconds = additive()
-    result = screen(world, design)
+    design, world, result = screened
     campaign = world.store.read_campaign(result.campaign.campaign_id)
     assert (campaign.mode, campaign.screen_design) == ("screen", design)
     assert len(campaign.decisions) == len(FEATURES)
@@ -86,9 +94,8 @@ def test_what_a_screen_writes_says_screen_when_read_back(world, design):
     assert campaign.interactions is None
 
 
-def test_a_screen_is_recomputed_from_what_is_on_the_disk(world, design):
-    world.script.seconds = additive()
-    result = screen(world, design)
+def test_a_screen_is_recomputed_from_what_is_on_the_disk(screened):
+    _design, world, result = screened
     _record, decisions = analyse_campaign(
         world.store, result.campaign.campaign_id, now=result.campaign.finished_at
     )

@@ -269,7 +269,7 @@ def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:
     from datetime import UTC, datetime
 
     from lanewise.dash.html import write_report
-    from lanewise.dash.terminal import closing_lines, decision_table
+    from lanewise.dash.terminal import closing_lines, decision_table, interaction_lines
 
     report = write_report(lab.store, result.campaign.campaign_id, now=datetime.now(UTC))
     if as_json:
@@ -282,6 +282,8 @@ def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:
         return
     out = console()
     out.print(decision_table(result.decisions))
+    for text in interaction_lines(result.campaign, result.decisions):
+        out.print(text, soft_wrap=True)
     for line in closing_lines(
         result.campaign, result.decisions, store_root=lab.store.root, report_path=report
     ):

@@ -67,6 +67,11 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+BASE = Column(key="base", title="base")
+"""Column that only campaigns from both bases have."""
+
+_BASES = {"add-one": "bare lane", "leave-one-out": "full stack"}
+
 LOSS_KEYS = frozenset({"loss_steps", "loss_time"})
 """Columns that only campaigns with a tax have."""
 
@@ -80,6 +85,7 @@ class Row:
     """
 
     feature: str
+    base: str
     role: str
     versus: str
     step_time: str
@@ -110,11 +116,13 @@ def rows(decisions: Sequence[Decision]) -> tuple[Row, ...]:
 def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
     """The columns, with the header of the interval saying the confidence the decisions used.
 
-    The losses are there when a decision compares them: for features that change the mathematics. A narrow terminal gives
+    The base is there when decisions differ in it. The losses are there when a decision compares them: for features that change the mathematics. A narrow terminal gives
     up the loss at equal steps before that at equal time, never the other way round.
     """
     with_losses = any(d.loss_equal_time is not None for d in decisions)
     shown = tuple(c for c in COLUMNS if with_losses or c.key not in LOSS_KEYS)
+    if len({d.design for d in decisions}) > 1:
+        shown = (shown[0], BASE, *shown[1:])
     levels = {d.estimate.confidence for d in decisions if d.estimate}
     if len(levels) != 1 or levels == {0.95}:
         return shown
@@ -156,6 +164,7 @@ def _row(decision: Decision, digits: int) -> Row:
     }
     return Row(
         feature=decision.feature,
+        base=_BASES[decision.design],
         role=decision.role,
         versus=decision.versus,
         step_time=fmt.signed_percent(deltas["step_time"], digits),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lanewise.dash import format as fmt
+from lanewise.dash.interactions import additivity_sentence, interaction_sentence
 from lanewise.dash.rows import verdict_word
 from lanewise.receipts.decision import CampaignRecord, Decision, PlannedFeature, Verdict
 from lanewise.receipts.schema import RunReceipt
@@ -263,11 +264,16 @@ def receipt_ids(decisions: Sequence[Decision]) -> tuple[str, ...]:
     )
 
 
-def stack_sentence(campaign: CampaignRecord) -> str | None:
-    """How much faster the full stack is than the bare lane, or None when it was not measured."""
+def stack_sentence(campaign: CampaignRecord, decisions: Sequence[Decision] = ()) -> str | None:
+    """How much faster the full stack is than the bare lane, or that it is not proven; None when nobody asked."""
     ratio = campaign.stack_ratio
     if ratio is None:
-        return None
+        stack = next((d for d in decisions if d.feature == FULL_STACK), None)
+        if stack is None:
+            return None
+        return (
+            f"No combination is proven: the full stack is {verdict_word(stack)} ({stack.reason})."
+        )
     if ratio < 1.0:
         return f"Fastest proven combination: {fmt.times(1.0 / ratio)} the bare lane."
     return f"The full stack takes {fmt.times(ratio)} the step time of the bare lane: nothing to combine."
@@ -281,8 +287,14 @@ def closing_lines(
     report_path: str | None = None,
 ) -> tuple[str, ...]:
     """The last lines of a campaign: the sum of it, what is missing, where the proof lies."""
-    missing, stack = gaps(campaign, decisions), stack_sentence(campaign)
-    lines = [] if missing or stack is None else [stack]
+    missing = gaps(campaign, decisions)
+    sentences = (
+        stack_sentence(campaign, decisions),
+        _stop(interaction_sentence(campaign)),
+        _stop(additivity_sentence(campaign)),
+    )
+    lines = [] if missing else [" ".join(s for s in sentences if s)]
+    lines = [line for line in lines if line]
     lines += campaign.notes
     if missing:
         lines.append(f"INCOMPLETE: {'; '.join(missing)}. Finish with `{resume_command(campaign)}`.")
@@ -291,3 +303,7 @@ def closing_lines(
         f"{fmt.plural(len(decisions), 'decision')} in {store_root}"
     )
     return (*lines, proof + (f" · report: {report_path}" if report_path else ""))
+
+
+def _stop(sentence: str | None) -> str | None:
+    return None if sentence is None else f"{sentence}."

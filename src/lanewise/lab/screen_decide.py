@@ -105,7 +105,9 @@ def _toggled(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> _Ou
         contrast for block in blocks if block.valid for contrast in block.evidence.quad_contrasts()
     ]
     if len(quads) < MIN_QUADS:
-        reason = _faults(blocks, structural=False) or f"{len(quads)} quads are left"
+        reason = _faults(blocks, structural=False) or (
+            f"{len(quads)} quads are left after {blocks[0].evidence.entry.warmup_steps} warm-up steps; give a larger --budget"
+        )
         return _Outcome(estimate=None, failure=reason, verdict=Verdict.INVALID)
     estimate = estimate_from_contrasts(quads, confidence=protocol.CONFIDENCE)
     return _Outcome(
