@@ -13,6 +13,7 @@ A message says what was received, the rule, and the next action. The command lin
     ├── CampaignError                3     a campaign is incomplete, damaged or already running elsewhere
     ├── StoreError                   5     the disk is full or the store cannot be written
     ├── ChildError                   5     a training process died or answered nonsense
+    ├── RunFailed                    5     training cannot go on (memory, compiler); its receipt has the facts
     └── RunInterrupted             130     stopped by Ctrl-C or a signal; finished work is kept
 """
 
@@ -96,6 +97,12 @@ class StoreError(LanewiseError):
 
 class ChildError(LanewiseError):
     """A training process died, hung, or broke the protocol."""
+
+    exit_code = 5
+
+
+class RunFailed(LanewiseError):
+    """Training could not go on for want of memory, or because the compiler gave up; a receipt has the facts."""
 
     exit_code = 5
 

@@ -1,4 +1,7 @@
+import dataclasses
 import json
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +10,9 @@ from lanewise.lane import machine as machine_module
 from lanewise.measure import ceilings as ceilings_module
 from lanewise.measure.ceilings import Ceilings
 from lanewise.ops import dispatch, registry
+from lanewise.receipts.ceilings import cite
+from lanewise.receipts.environment import collect_machine
+from lanewise.receipts.store import Store
 
 MEASURED = Ceilings(
     copy_bytes_per_second=5.55e9,
@@ -20,13 +26,20 @@ MEASURED = Ceilings(
 
 
 @pytest.fixture(autouse=True)
+def own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder the ceilings are kept in."""
+    monkeypatch.setenv("LANEWISE_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture(autouse=True)
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Instead of measuring, note what was asked."""
     calls: list[tuple[str, int]] = []
 
     def measure(device_type: str, num_threads: int, *, clock: object) -> Ceilings:
         calls.append((device_type, num_threads))
-        return MEASURED
+        return dataclasses.replace(MEASURED, num_threads=num_threads)
 
     monkeypatch.setattr(ceilings_module, "measure_ceilings", measure)
     return calls
@@ -42,8 +55,8 @@ def test_it_prints_machine_backends_and_ceilings(
         for backend in spec.backends:
             assert f"{spec.name} " in out
             assert backend.name in out
-    assert "copy 5.5 GB/s · fp32 matmul 123 GFLOP/s, measured on 3 threads" in out
-    assert asked == [("cpu", machine_module.usable_cores())]
+    assert "copy 5.5 GB/s · fp32 matmul 123 GFLOP/s, measured on 1 thread\n" in out
+    assert asked == [("cpu", threads) for threads in sorted({1, machine_module.usable_cores()})]
     assert err == ""
 
 
@@ -58,7 +71,8 @@ def test_json_holds_the_same_as_one_document(capsys: pytest.CaptureFixture[str])
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert err == ""
-    assert document["ceilings"]["copy_bytes_per_second"] == 5.55e9
+    assert {each["copy_bytes_per_second"] for each in document["ceilings"]} == {5.55e9}
+    assert document["kept"].startswith("kept in ")
     assert document["machine"]["usable_cores"] == machine_module.usable_cores()
     assert document["machine"]["python"].startswith("3.")
     rows = {(row["op"], row["backend"]) for row in document["backends"]}
@@ -90,3 +104,23 @@ def test_a_gpu_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     )
     assert run(["doctor", "--quick", "--device", "cpu"]) == 0
     assert "h100-sxm-80gb" in capsys.readouterr().out
+
+
+def test_the_ceilings_are_kept_for_runs_on_this_machine(own_store: Path):
+    assert run(["doctor"]) == 0
+    machine = collect_machine(machine_module.detect_machine_class("cpu"))
+    found = Store(own_store).read_ceilings(machine, "fp32", 1)
+    assert found is not None
+    assert found.matmul_flops_per_second == 1.234e11
+    assert found.machine == machine
+    cited = cite(found, at=datetime.now(UTC).isoformat())
+    assert 0 <= cited.age_seconds < 600
+    assert Store(own_store).read_ceilings(machine, "bf16", 1) is None
+
+
+def test_a_store_that_cannot_be_written_does_not_stop_the_doctor(
+    capsys: pytest.CaptureFixture[str], own_store: Path
+):
+    own_store.write_text("a file where a folder is needed")
+    assert run(["doctor"]) == 0
+    assert "not kept: cannot write" in capsys.readouterr().out

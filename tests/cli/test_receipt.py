@@ -191,3 +191,75 @@ def test_help_imports_neither_torch_nor_the_store() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_show_a_view_in_words_and_as_json(store: Store, capsys: Capture) -> None:
+    receipt_id, _ = store.write_receipt(make_body(), steps=make_steps())
+    assert call(store, "show", short(receipt_id), "--view", "goodput") == 0
+    out = capsys.readouterr().out
+    assert "goodput_ratio" in out
+    assert "training_prep" in out
+    assert call(store, "show", short(receipt_id), "--view", "goodput", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["wall_duration_seconds"] == 4.5
+
+
+def test_a_view_with_a_base_compares_or_refuses(store: Store, capsys: Capture) -> None:
+    run_id, _ = store.write_receipt(make_body(), steps=make_steps())
+    base = {"experiment.arm": "A", "features.0.effective": "off"}
+    base_id, _ = store.write_receipt(make_body(base), steps=make_steps(seconds=0.2))
+    other_id, _ = store.write_receipt(make_body({**base, "data_digest": sha("other")}))
+    words = ["show", short(run_id), "--view", "optimization", "--json"]
+    assert call(store, *words, "--base", short(base_id)) == 0
+    delta = json.loads(capsys.readouterr().out)["delta"]
+    assert delta["tokens_per_second_change_ratio"] == pytest.approx(1.0)
+    assert call(store, *words, "--base", short(other_id)) == 3
+    assert "they differ in data_digest" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--view", "nonsense"],
+        ["--view", "goodput", "--base", "abc"],
+        ["--view", "goodput", "--may-differ", "fused_moe"],
+        ["--base", "abc"],
+    ],
+)
+def test_views_that_cannot_be_are_refused(store: Store, words: list[str], capsys: Capture) -> None:
+    receipt_id, _ = store.write_receipt(make_body())
+    assert call(store, "show", short(receipt_id), *words) == 2
+    one_line(capsys.readouterr().err)
+
+
+def test_list_finds_a_failure_by_its_family(store: Store, capsys: Capture) -> None:
+    store.write_receipt(make_body())
+    failed = {"outcome.validity": "invalid", "outcome.failure_family": "out_of_memory"}
+    receipt_id, _ = store.write_receipt(make_body(failed))
+    assert call(store, "list", "--failure", "out_of_memory") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [short(receipt_id)]
+    assert lines[1].split()[-1] == "out_of_memory"
+    assert call(store, "list", "--failure", "bad_luck") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lane.spec.seed": 1}, "seeds differ (seed 0 and 1)"),
+        ({"lane.spec.data": {"seed": 4}}, "seeds differ (data.seed None and 4)"),
+        ({"data_digest": sha("other data")}, "they read other data"),
+    ],
+)
+def test_losses_of_unmatched_starts_are_not_compared(
+    store: Store, changes: dict[str, object], said: str, capsys: Capture
+) -> None:
+    a, _ = store.write_receipt(make_body(), steps=make_steps())
+    b, _ = store.write_receipt(make_body(changes), steps=make_steps())
+    assert call(store, "diff", short(a), short(b)) == 0
+    out = capsys.readouterr().out
+    assert f"losses are not compared: {said}" in out
+    assert "loss after" not in out
+    assert call(store, "diff", short(a), short(b), "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["losses"] is None
+    assert document["losses_not_compared"] == [said]

@@ -80,7 +80,7 @@ def test_additive_effects_show_no_interaction_and_explain_the_stack(world):
         assert not one.found
         assert one.interval_low_log < 0 < one.interval_high_log
         assert one.reason.startswith("no interaction larger than ")
-        assert f"{math.expm1(one.detectable_log):.2%}" in one.reason
+        assert f"{100 * math.expm1(one.detectable_log):.2f} %" in one.reason
         assert one.detectable_log > one.mde_log > 0
     assert table.untested == ()
 

@@ -2,17 +2,18 @@
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 
 from lanewise.errors import CampaignError, ChildError, NotBuiltError, UsageError
 from lanewise.lab.analyse import analyse_campaign
-from lanewise.lab.campaign import CampaignFolder
+from lanewise.lab.campaign import JOURNAL, CampaignFolder
 from lanewise.lab.events import BlockDiscarded, BlockFinished, PlanReady
-from lanewise.lab.journal import BlockDone
+from lanewise.lab.journal import BlockDone, BlockLost, Journal
 from lanewise.lane.load import load_lane
 from lanewise.receipts.decision import Verdict
-from tests.lab.fake import BASE_SECONDS, MACHINE, Script, World, options, place, state
+from tests.lab.fake import BASE_SECONDS, MACHINE, FakeEndpoint, Script, World, options, place, state
 
 
 def with_effect(feature: str, ratio: float, *, noise_sd: float = 0.0, seed: int = 0):
@@ -137,6 +138,13 @@ def test_a_dead_child_costs_its_block_which_is_said_and_run_again(world):
     (event,) = world.seen(BlockDiscarded)
     assert event.again
     assert event.reason.startswith("arm B: the process was killed by SIGKILL")
+    (lost,) = lost_blocks(world, result)
+    assert lost.failure_family == "process"
+    assert lost.failure.model_dump() == {
+        "family": "process",
+        "exit_code": -9,
+        "signal": "SIGKILL",
+    }
     assert result.campaign.status == "COMPLETE"
     assert result.campaign.discarded_blocks[0].startswith("fused_moe block 2: arm B: ")
     assert all(endpoint.closed for endpoint in world.endpoints)
@@ -155,8 +163,44 @@ def test_a_child_that_always_dies_leaves_the_campaign_incomplete(world):
 
 def test_a_silent_child_is_stopped_and_named(world):
     world.script.hangs = lambda request, step: place(request) == "fused_moe/1/A" and step == 4
-    world.lab().start(options(blocks=2, budget_seconds=600.0))
+    result = world.lab().start(options(blocks=2, budget_seconds=600.0))
     assert "gave no answer for" in world.seen(BlockDiscarded)[0].reason
+    lost = lost_blocks(world, result)[0]
+    assert lost.failure_family == "timeout"
+    assert lost.failure.waited_seconds >= 60.0
+
+
+@pytest.mark.parametrize(
+    ("facts", "family"),
+    [
+        ({"family": "disk", "cause": "EIO", "step": None}, "disk"),
+        ({"family": "defect", "error_type": "ZeroDivisionError"}, "defect"),
+        (None, None),
+    ],
+)
+def test_a_lost_block_keeps_what_its_child_said(world, facts, family):
+    class Fails(FakeEndpoint):
+        def _step(self, count):
+            self.queue.append({"event": "failed", "error": "no", "exit_code": 70, "failure": facts})
+
+    launch = world.launch
+
+    def launch_one_that_fails(request):
+        if place(request) != "fused_moe/1/A":
+            return launch(request)
+        endpoint = Fails(request=request, world=world, pid=1)
+        world.endpoints.append(endpoint)
+        return endpoint
+
+    world.launch = launch_one_that_fails
+    result = world.lab().start(options(blocks=2))
+    lost = lost_blocks(world, result)
+    assert {entry.failure_family for entry in lost} == {family}
+
+
+def lost_blocks(world, result):
+    folder = Path(world.store.campaign_folder(result.campaign.campaign_id))
+    return [e for e in Journal(folder / JOURNAL).read() if isinstance(e, BlockLost)]
 
 
 def test_ctrl_c_keeps_finished_blocks_and_resume_runs_the_rest(world):

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.document import receipt_id_of
 from lanewise.receipts.schema import BADPUT_CATEGORIES, RunReceipt, StepSeries
@@ -154,6 +155,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "graph_breaks": 0,
         "recompiles": 0,
         "graph_captures": 0,
+        "warmup_policy": "nothing_compiled",
     },
     "memory": {
         "method": "tensor storage in one profiled step",
@@ -190,6 +192,15 @@ RECEIPT_BODY: dict[str, Any] = {
         "hardware_flops_utilization_ratio": 0.375,
         "hardware_flops_per_token": 6_600_000.0,
         "six_n_active_flops_per_token": 6_000_000.0,
+        "ceiling": {
+            "matmul_flops_per_second": 90e9,
+            "dtype": "fp32",
+            "num_threads": 1,
+            "measured_at": "2026-11-23T09:00:00Z",
+            "age_seconds": 3600.0,
+            "machine_instance_digest": sha("machine instance"),
+        },
+        "flags": [],
     },
     "routing": {
         "mode": "learned",
@@ -199,6 +210,8 @@ RECEIPT_BODY: dict[str, Any] = {
         "expert_picks": [[30, 10], [20, 20]],
         "expert_picks_cv": [0.5, 0.0],
         "null_ratio": 0.0,
+        "expert_ranks": [0, 0],
+        "tokens_between_ranks": [[0]],
     },
     "telemetry": {
         "sm_clock_hertz": None,
@@ -251,6 +264,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "memory": "the CPU allocator keeps no such counters",
         "flops.peak_flops_per_second": "no published peak for this CPU",
         "flops.peak_source": "no published peak for this CPU",
+        "flops.tensor_activity": "no GPU",
         "telemetry": "no GPU",
     },
     "extensions": {},
@@ -401,3 +415,21 @@ def make_decision(changes: Mapping[str, Any] | None = None) -> Decision:
 def make_campaign(changes: Mapping[str, Any] | None = None) -> CampaignRecord:
     """A complete campaign of one feature."""
     return CampaignRecord.model_validate(override(CAMPAIGN, changes))
+
+
+def make_ceilings(changes: Mapping[str, Any] | None = None) -> CeilingRecord:
+    """What the example machine does at best with one thread."""
+    document = {
+        "measured_at": "2026-11-23T09:00:00Z",
+        "producer": PRODUCER,
+        "machine": MACHINE,
+        "torch_version": "2.13.0",
+        "dtype": "fp32",
+        "num_threads": 1,
+        "copy_bytes_per_second": 12e9,
+        "copy_buffer_bytes": 2**26,
+        "matmul_flops_per_second": 90e9,
+        "matmul_size": 1024,
+        "num_samples": {"copy": 15, "matmul": 15},
+    }
+    return CeilingRecord.model_validate(override(document, changes))

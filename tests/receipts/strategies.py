@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import types
 import typing
 from typing import Annotated, Any, get_args, get_origin
@@ -49,12 +50,15 @@ def _values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return st.lists(_values(arguments[0], []), max_size=2).map(tuple)
     if origin is dict:
         return st.dictionaries(texts, _values(arguments[1], []), max_size=2)
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return st.sampled_from(list(annotation))
     if isinstance(annotation, type) and issubclass(annotation, Record):
         return records(annotation)
     return _plain(annotation, metadata)
 
 
 def _plain(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
+    above = next((m.gt for m in metadata if isinstance(m, annotated_types.Gt)), None)
     least = next((m.ge for m in metadata if isinstance(m, annotated_types.Ge)), None)
     if annotation is str:
         has_pattern = any(getattr(m, "pattern", None) for m in metadata)
@@ -63,6 +67,8 @@ def _plain(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return st.booleans()
     if annotation is int:
         return st.integers(-MAX_SAFE_INTEGER if least is None else int(least), MAX_SAFE_INTEGER)
+    if annotation is float and above is not None:
+        return st.floats(above, 1e300, exclude_min=True)
     if annotation is float:
         return numbers if least is None else st.floats(least, 1e300)
     if annotation is type(None):

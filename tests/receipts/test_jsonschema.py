@@ -8,7 +8,13 @@ import pytest
 
 from lanewise.receipts.jsonschema import DEFAULT_FOLDER, FROZEN, SCHEMAS, json_schema, write_schemas
 from lanewise.receipts.schema import Record
-from tests.receipts.factory import make_campaign, make_decision, make_receipt, make_steps
+from tests.receipts.factory import (
+    make_campaign,
+    make_ceilings,
+    make_decision,
+    make_receipt,
+    make_steps,
+)
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 EXAMPLES = {
@@ -16,6 +22,7 @@ EXAMPLES = {
     "decision-1.2.json": make_decision(),
     "campaign-1.2.json": make_campaign(),
     "steps-1.1.json": make_steps(),
+    "ceilings-1.0.json": make_ceilings(),
 }
 
 

@@ -141,6 +141,7 @@ def test_bad_data_is_a_failed_event_with_its_exit_code(tmp_path: Path) -> None:
     message = failure(Parent(request.model_dump_json()))
     assert message["exit_code"] == 2
     assert "nowhere.txt" in message["error"]
+    assert message["failure"] is None
 
 
 def test_an_unbuilt_lane_is_a_failed_event(tmp_path: Path) -> None:
@@ -168,6 +169,25 @@ def test_a_defect_is_a_failed_event(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     message = failure(parent)
     assert message["exit_code"] == 70
     assert message["error"] == "defect in lanewise: ZeroDivisionError: a bug of two lines"
+    assert message["failure"] == {"family": "defect", "error_type": "ZeroDivisionError"}
+
+
+def test_memory_that_runs_out_is_a_failed_event_with_its_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lanewise.train.run import Run
+
+    def hungry(_self: Run) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Run, "step", hungry)
+    parent = Parent(lockstep(tmp_path).model_dump_json())
+    parent.receive()
+    parent.connection.send({"command": "step", "count": 1})
+    message = failure(parent)
+    assert message["exit_code"] == 5
+    assert message["failure"]["family"] == "out_of_memory"
+    assert "lower batch.micro_batch_size" in message["error"]
 
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:

@@ -1,9 +1,16 @@
 import math
 from pathlib import Path
 
+import pytest
+
 from lanewise.receipts.store import Store
 from lanewise.receipts.validate import receipt_file_faults
-from lanewise.train.loss_record import AUXILIARY_KEY, LOSS_PARTS_KEY, loss_extensions
+from lanewise.train.loss_record import (
+    AUXILIARY_KEY,
+    LAYER_LOSSES_KEY,
+    LOSS_PARTS_KEY,
+    loss_extensions,
+)
 from lanewise.train.run import Run
 from tests.models.micro import micro_lane
 from tests.train.runs import micro_request
@@ -16,6 +23,66 @@ def test_first_last_and_mean() -> None:
     assert parts["mtp_1"] == {"first": 1.0, "last": None, "mean": None}
     assert parts["stp"]["mean"] is not None
     assert math.isclose(parts["stp"]["mean"], 0.15)
+
+
+def test_layers_are_grouped_by_loss() -> None:
+    found = loss_extensions({}, {}, {(3, "router_z"): [1.0, 3.0], (1, "router_z"): [math.inf]})
+    assert found == {
+        LAYER_LOSSES_KEY: {
+            "router_z": {
+                "1": {"first": None, "last": None, "mean": None},
+                "3": {"first": 1.0, "last": 3.0, "mean": 2.0},
+            }
+        }
+    }
+
+
+def test_the_losses_of_layers_add_up_to_the_part(tmp_path: Path) -> None:
+    lane = micro_lane(
+        model__pattern="EME", model__num_layers=3, batch__gradient_accumulation_steps=2
+    )
+    run = Run(micro_request(tmp_path, lane, features={"extra_aux_losses": "on"}, steps=2))
+    for result in (run.step(), run.step()):
+        assert set(result.layer_losses) == {
+            (layer, name) for layer in (0, 2) for name in ("load_balance", "router_z")
+        }
+        for name in ("load_balance", "router_z"):
+            total = sum(result.layer_losses[layer, name] for layer in (0, 2))
+            assert math.isclose(total, result.loss_parts[name], rel_tol=1e-5)
+        assert result.layer_losses[0, "router_z"] != result.layer_losses[2, "router_z"]
+    receipt = run.finish().receipt
+    layers = receipt.extensions[LAYER_LOSSES_KEY]["router_z"]
+    assert layers["2"]["last"] == result.layer_losses[2, "router_z"]
+
+
+def test_layers_are_read_after_the_step_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the loss ends the step; that of the layers comes after, finds the device idle and is not timed."""
+    from lanewise.train import loop
+
+    order: list[str] = []
+    ticks = iter(range(0, 10**9, 1000))
+
+    def clock() -> int:
+        order.append("clock")
+        return next(ticks)
+
+    def noted(name: str) -> None:
+        original = getattr(loop, name)
+        monkeypatch.setattr(loop, name, lambda losses: (order.append(name), original(losses))[1])
+
+    lane = micro_lane(model__pattern="EME", model__num_layers=3)
+    features = {"extra_aux_losses": "on"}
+    run = Run(micro_request(tmp_path, lane, features=features, steps=1), clock=clock)
+    noted("_read")
+    noted("_read_layers")
+    run.step()
+    assert (order.count("_read"), order.count("_read_layers")) == (1, 1)
+    end_of_step = order.index("_read") + 1
+    assert order[end_of_step] == "clock"
+    assert order.index("_read_layers") > end_of_step
+    assert order[-1] == "_read_layers", "nothing is timed after it"
 
 
 def test_a_run_without_auxiliary_losses_has_no_entry() -> None:

@@ -7,10 +7,15 @@ import pytest
 
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice, Rejection
+from lanewise.receipts.environment import collect_machine
 from lanewise.receipts.schema import BADPUT_CATEGORIES, Check, Goodput
+from lanewise.receipts.store import Store
+from lanewise.receipts.utilization import CitedCeiling
 from lanewise.train import receipt as receipt_module
 from lanewise.train.receipt import RunFacts
+from lanewise.train.routing_receipt import expert_ranks
 from lanewise.train.run import Run
+from tests.receipts.factory import make_ceilings
 from tests.train.runs import experiment, micro_request
 
 
@@ -160,12 +165,57 @@ def test_goodput_must_close_without_a_negative_rest(
     assert check(dataclasses.replace(facts, goodput=partition), "goodput_closes").ok is ok
 
 
+def test_a_run_cites_the_ceiling_of_its_store(tmp_path: Path) -> None:
+    request = micro_request(tmp_path, steps=2)
+    machine = collect_machine(request.resolved.machine_class)
+    record = make_ceilings({"machine": machine.model_dump(mode="json")})
+    Store(request.store_root).write_ceilings(record)
+    run = Run(request)
+    run.step()
+    flops = run.finish().receipt.flops
+    assert flops.measured_matmul_flops_per_second == record.matmul_flops_per_second
+    assert flops.ceiling is not None
+    assert flops.ceiling.measured_at == record.measured_at
+    assert flops.ceiling.machine_instance_digest == machine.instance_digest
+
+
+def test_one_rank_holds_every_expert_and_sends_nothing(facts: RunFacts) -> None:
+    routing = receipt_module.assemble(facts)["routing"]
+    assert set(routing.expert_ranks) == {0}
+    assert routing.tokens_between_ranks == ((0,),)
+    assert expert_ranks(8, 4) == (0, 0, 1, 1, 2, 2, 3, 3)
+
+
+def ceiling(flops_per_second: float) -> CitedCeiling:
+    return CitedCeiling(
+        matmul_flops_per_second=flops_per_second,
+        dtype="fp32",
+        num_threads=1,
+        measured_at="2026-11-23T09:00:00Z",
+        age_seconds=60.0,
+        machine_instance_digest="sha256:" + "0" * 64,
+    )
+
+
 def test_utilisation_needs_a_ceiling(facts: RunFacts) -> None:
     body = receipt_module.assemble(facts)
     assert body["flops"].model_flops_utilization_ratio is None
     assert "ceiling" in body["missing"]["flops.model_flops_utilization_ratio"]
-    request = facts.request.model_copy(update={"matmul_flops_per_second": 1e9})
-    measured = receipt_module.assemble(dataclasses.replace(facts, request=request))
+    assert "`lanewise doctor` measures it" in body["missing"]["flops.ceiling"]
+    cited = dataclasses.replace(facts, ceiling=ceiling(1e15))
+    measured = receipt_module.assemble(cited)
     rate = measured["throughput"].tokens_per_second
-    expected = rate * measured["flops"].training_flops_per_token / 1e9
-    assert measured["flops"].model_flops_utilization_ratio == pytest.approx(expected)
+    flops = measured["flops"]
+    expected = rate * flops.training_flops_per_token / 1e15
+    assert flops.model_flops_utilization_ratio == pytest.approx(expected)
+    assert flops.measured_matmul_flops_per_second == 1e15
+    assert flops.ceiling == ceiling(1e15)
+    assert flops.flags == ()
+
+
+def test_more_than_everything_is_flagged_and_not_clamped(facts: RunFacts) -> None:
+    body = receipt_module.assemble(dataclasses.replace(facts, ceiling=ceiling(1.0)))
+    flops = body["flops"]
+    assert flops.model_flops_utilization_ratio > 1e6
+    assert [flag.split()[0] for flag in flops.flags] == ["lane", "hardware", "six_n_active"]
+    assert body["outcome"].validity == "valid"  # step times are evidence whatever the count says

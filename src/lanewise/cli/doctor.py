@@ -1,4 +1,4 @@
-"""`lanewise doctor`: the machine, every op × backend, and the measured ceilings."""
+"""`lanewise doctor`: the machine, every op × backend, and the measured ceilings, which later runs cite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lanewise.cli.output import DeviceOption, JsonFlag, console, print_json, print_table
+from lanewise.cli.output import (
+    DeviceOption,
+    JsonFlag,
+    StoreOption,
+    console,
+    print_json,
+    print_table,
+    store_root,
+)
 
 if TYPE_CHECKING:
     from lanewise.lane.machine import DeviceType
@@ -24,11 +32,15 @@ def register(app: typer.Typer) -> None:
 def doctor(
     device: DeviceOption = "auto",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Skip the copy and matmul measurement (three seconds).")
+        bool, typer.Option("--quick", help="Skip the copy and matmul measurement (five seconds).")
     ] = False,
+    store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the machine, which backend of which op runs here or why not, and what the machine can do at best."""
+    """Show the machine, which backend of which op runs here or why not, and what the machine can do at best.
+
+    The ceilings are kept in the store; runs on this machine cite them for their FLOPs utilisation.
+    """
     from lanewise.lane.machine import choose_device
     from lanewise.ops.dispatch import capabilities
     from lanewise.ops.registry import availability
@@ -38,19 +50,23 @@ def doctor(
     machine = _machine(device_type, has_cxx_compiler=offered.has_cxx_compiler)
     rows = availability(offered)
     if as_json:
-        ceilings = None if quick else _ceilings(device_type, machine["usable_cores"])
+        measured = () if quick else _ceilings(device_type, machine["usable_cores"])
+        kept = _keep(device_type, measured, machine, store) if measured else None
         print_json(
             {
                 "machine": machine,
                 "backends": [asdict(row) | {"available": row.available} for row in rows],
-                "ceilings": None if ceilings is None else asdict(ceilings),
+                "ceilings": [asdict(each) for each in measured] or None,
+                "kept": kept,
             }
         )
         return
     _print_machine(machine)
     _print_backends(rows)
     if not quick:
-        _print_ceilings(_ceilings(device_type, machine["usable_cores"]))
+        measured = _ceilings(device_type, machine["usable_cores"])
+        _print_ceilings(measured)
+        console().print(f"{'':<13} {_keep(device_type, measured, machine, store)}", markup=False)
 
 
 def _machine(device_type: DeviceType, *, has_cxx_compiler: bool) -> dict[str, Any]:
@@ -84,14 +100,58 @@ def _gpu_class() -> str | None:
         return None
 
 
-def _ceilings(device_type: DeviceType, num_threads: int) -> Ceilings:
+def _ceilings(device_type: DeviceType, usable_cores: int) -> tuple[Ceilings, ...]:
+    """With the threads a run on a CPU takes by default, then with every core; a GPU needs one measurement."""
     import time
 
+    from lanewise.lane.machine import DEFAULT_CPU_THREADS
     from lanewise.measure.ceilings import measure_ceilings
 
     if sys.stderr.isatty():
-        console(stderr=True).print("measuring memory copy and matmul, about three seconds …")
-    return measure_ceilings(device_type, num_threads, clock=time.perf_counter_ns)
+        console(stderr=True).print("measuring memory copy and matmul, about five seconds …")
+    threads = {DEFAULT_CPU_THREADS, usable_cores} if device_type == "cpu" else {usable_cores}
+    return tuple(
+        measure_ceilings(device_type, num_threads, clock=time.perf_counter_ns)
+        for num_threads in sorted(threads)
+    )
+
+
+def _keep(
+    device_type: DeviceType,
+    measured: tuple[Ceilings, ...],
+    machine: dict[str, Any],
+    store: str | None,
+) -> str:
+    """Write the ceilings to the store; returns where, or why not: a doctor must not need a writable disk."""
+    from datetime import UTC, datetime
+
+    from lanewise import __version__
+    from lanewise.errors import StoreError
+    from lanewise.lane.gpu import find_gpu
+    from lanewise.receipts.ceilings import FOLDER, CeilingRecord
+    from lanewise.receipts.environment import collect_machine
+    from lanewise.receipts.schema import Producer
+    from lanewise.receipts.store import Store
+
+    place = Store(store_root(store))
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    on_gpu = device_type == "cuda"
+    identity = collect_machine(machine["class"], gpu=find_gpu() if on_gpu else None)
+    try:
+        for each in measured:
+            place.write_ceilings(
+                CeilingRecord(
+                    measured_at=now,
+                    producer=Producer(name="lanewise", version=__version__),
+                    machine=identity,
+                    torch_version=machine["torch"],
+                    # How many threads launch a product says nothing about what a GPU does with it.
+                    **(asdict(each) | ({"num_threads": None} if on_gpu else {})),
+                )
+            )
+    except StoreError as error:
+        return f"not kept: {error}"
+    return f"kept in {place.root}/{FOLDER}"
 
 
 def _print_machine(machine: dict[str, Any]) -> None:
@@ -132,10 +192,11 @@ def _status(row: Availability) -> str:
     return "yes, for some shapes" if row.depends_on_shape else "yes"
 
 
-def _print_ceilings(ceilings: Ceilings) -> None:
+def _print_ceilings(measured: tuple[Ceilings, ...]) -> None:
     console().print()
-    console().print(
-        f"ceilings      copy {ceilings.copy_bytes_per_second / 1e9:.1f} GB/s · "
-        f"{ceilings.dtype} matmul {ceilings.matmul_flops_per_second / 1e9:,.0f} GFLOP/s, "
-        f"measured on {ceilings.num_threads} threads"
-    )
+    for number, each in enumerate(measured):
+        threads = f"{each.num_threads} thread{'s' * (each.num_threads != 1)}"
+        console().print(
+            f"{'ceilings' if number == 0 else '':<13} copy {each.copy_bytes_per_second / 1e9:.1f} GB/s · "
+            f"{each.dtype} matmul {each.matmul_flops_per_second / 1e9:,.0f} GFLOP/s, measured on {threads}"
+        )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lanewise.cli.output import JsonFlag, StoreOption, print_json, print_table, store_root
+from lanewise.errors import UsageError
+from lanewise.receipts.failures import FailureFamily
 
 if TYPE_CHECKING:
     from lanewise.measure.loss_curve import LossComparison
@@ -54,6 +56,9 @@ def list_receipts(
     campaign: Annotated[str | None, typer.Option(help="Campaign id.")] = None,
     feature: Annotated[str | None, typer.Option(help="Feature under test.")] = None,
     validity: Annotated[Validity | None, typer.Option(help="Only these.")] = None,
+    failure: Annotated[
+        FailureFamily | None, typer.Option(help="Only runs that failed in this way.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=0, help="At most this many; 0 for all.")] = (
         DEFAULT_LIMIT
     ),
@@ -69,6 +74,7 @@ def list_receipts(
         campaign=campaign,
         feature=feature,
         validity=None if validity is None else validity.value,
+        failure=None if failure is None else failure.value,
         limit=limit or None,
     )
     if json:
@@ -77,7 +83,7 @@ def list_receipts(
     if listing.rows:
         print_table(_LIST_HEADERS, [_list_row(row) for row in listing.rows])
     else:
-        filtered = any((lane, campaign, feature, validity))
+        filtered = any((lane, campaign, feature, validity, failure))
         typer.echo(f"no receipts{' match' if filtered else ''} in {place.root}", err=True)
     hidden = listing.num_matches - len(listing.rows)
     if hidden:
@@ -86,11 +92,48 @@ def list_receipts(
         typer.echo(f"unreadable: {error}", err=True)
 
 
-def show(reference: Reference, store: StoreOption = None, json: JsonFlag = False) -> None:
-    """Show one receipt: what was asked, what was observed, how long it took, whether it counts."""
+def show(
+    reference: Reference,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            "--view",
+            metavar="NAME",
+            help="A narrow view: optimization, gpu-profile, compile-runtime, attention-backend, moe-losses, "
+            "expert-routing, goodput, utilization, failure.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="RECEIPT",
+            help="Compare with this receipt; for --view optimization and gpu-profile.",
+        ),
+    ] = None,
+    may_differ: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--may-differ",
+            metavar="FEATURE",
+            help="A feature the two may differ in; may be repeated.",
+        ),
+    ] = None,
+    store: StoreOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show one receipt: what was asked, what was observed, how long it took, whether it counts.
+
+    With --view, just the fields of one question; docs/VIEWS.md says what each field is.
+    """
     from lanewise.receipts.summary import summary_lines
 
     place = _store(store)
+    if view is not None:
+        _show_view(place, reference, view, base, tuple(may_differ or ()), json=json)
+        return
+    if base is not None or may_differ:
+        raise UsageError("--base and --may-differ need --view optimization or gpu-profile")
     if json:
         print_json(place.receipt_document(reference))
         return
@@ -140,7 +183,7 @@ def diff(
     """Say whether two receipts may meet in one test, and print the fields in which they differ."""
     from dataclasses import asdict
 
-    from lanewise.receipts.compare import declared_features
+    from lanewise.receipts.compare import declared_features, unmatched_starts
     from lanewise.receipts.compare import diff as differences_of
 
     place = _store(store)
@@ -148,7 +191,8 @@ def diff(
     differences = differences_of(a, b)
     blocking = [difference for difference in differences if difference.blocks]
     declared = sorted(declared_features(a, b))
-    losses = _losses(place, a, b)
+    unmatched = unmatched_starts(a, b)
+    losses = None if unmatched else _losses(place, a, b)
     if json:
         print_json(
             {
@@ -160,6 +204,7 @@ def diff(
                     {"field": d.field, "a": d.a, "b": d.b, "blocks": d.blocks} for d in differences
                 ],
                 "losses": None if losses is None else asdict(losses),
+                "losses_not_compared": list(unmatched),
             }
         )
         return
@@ -172,6 +217,8 @@ def diff(
     for receipt in (a, b):
         if receipt.outcome.validity == "invalid":
             typer.echo(f"{receipt.receipt_id} is invalid and counts for nothing")
+    if unmatched:
+        typer.echo(f"losses are not compared: {'; '.join(unmatched)}")
     if losses is not None:
         typer.echo(_losses_in_words(losses))
     print_table(
@@ -219,6 +266,7 @@ _LIST_HEADERS = (
     "goodput",
     "status",
     "validity",
+    "failure",
 )
 
 
@@ -226,6 +274,44 @@ def _store(option: str | None) -> Store:
     from lanewise.receipts.store import Store
 
     return Store(store_root(option))
+
+
+def _show_view(
+    store: Store,
+    reference: str,
+    name: str,
+    base: str | None,
+    may_differ: tuple[str, ...],
+    *,
+    json: bool,
+) -> None:
+    from lanewise.receipts.views.base import Source
+    from lanewise.receipts.views.registry import VIEWS
+    from lanewise.receipts.views.text import view_lines
+
+    entry = VIEWS.get(name)
+    if entry is None:
+        raise UsageError(f"no view '{name}'; use {', '.join(VIEWS)}")
+    if (base is not None or may_differ) and not entry.takes_base:
+        takers = " or ".join(key for key, each in VIEWS.items() if each.takes_base)
+        raise UsageError(
+            f"view '{name}' compares nothing; --base and --may-differ are for {takers}"
+        )
+    other = None if base is None else store.read_receipt(base)
+    view = entry.build(
+        Source(
+            receipt=store.read_receipt(reference),
+            steps=store.read_steps(reference),
+            base=other,
+            base_steps=None if base is None else store.read_steps(base),
+            may_differ=may_differ,
+        )
+    )
+    if json:
+        print_json(view)
+        return
+    for line in view_lines(view):
+        typer.echo(line)
 
 
 def _losses(store: Store, a: RunReceipt, b: RunReceipt) -> LossComparison | None:
@@ -272,6 +358,7 @@ def _list_row(row: IndexRow) -> tuple[str, ...]:
         format_percent(fields.goodput_ratio),
         fields.status or "–",
         fields.validity or "–",
+        fields.failure_family or "–",
     )
 
 

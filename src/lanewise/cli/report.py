@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lanewise.cli.output import JsonFlag, StoreOption, console, print_json, store_root
+from lanewise.cli.output import (
+    JsonFlag,
+    StoreOption,
+    console,
+    print_json,
+    print_table,
+    store_root,
+)
 from lanewise.errors import CampaignError, LanewiseError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +29,18 @@ CampaignArgument = Annotated[
 FinalFlag = Annotated[
     bool, typer.Option("--final", help="Refuse a campaign that lacks arms or blocks.")
 ]
+ByLaneOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--by-lane",
+        metavar="FEATURE",
+        help="Put this feature side by side on several lanes; may be repeated.",
+    ),
+]
+FromOption = Annotated[
+    list[str] | None,
+    typer.Option("--from", metavar="STORE", help="One more store for --by-lane; may be repeated."),
+]
 OpenFlag = Annotated[bool, typer.Option("--open", help="Show the report in the web browser.")]
 
 
@@ -33,12 +52,27 @@ def register(app: typer.Typer) -> None:
 def report(
     campaign: CampaignArgument = None,
     final: FinalFlag = False,
+    lanes_of: ByLaneOption = None,
+    more_stores: FromOption = None,
     store: StoreOption = None,
     as_json: JsonFlag = False,
     show: OpenFlag = False,
 ) -> None:
-    """Print a campaign's table again and write its HTML report, from the stored documents alone."""
+    """Print a campaign's table again and write its HTML report, from the stored documents alone.
+
+    With --by-lane FEATURE, put a feature side by side on every lane it was decided on instead.
+    """
     from datetime import UTC, datetime
+
+    if lanes_of:
+        if campaign is not None or final:
+            raise UsageError("--by-lane looks at all campaigns; leave CAMPAIGN and --final out")
+        location = _by_lane(lanes_of, store_root(store), more_stores or [], as_json=as_json)
+        if show:
+            _open(location)
+        return
+    if more_stores:
+        raise UsageError("--from adds stores to --by-lane FEATURE; name a feature")
 
     from lanewise.dash.evidence import read_decisions
     from lanewise.dash.html import write_report
@@ -56,6 +90,29 @@ def report(
         _print(record, decisions, found.root, location)
     if show:
         _open(location)
+
+
+def _by_lane(features: list[str], root: str, more_stores: list[str], *, as_json: bool) -> str:
+    """Print the table and write it as HTML; returns where."""
+    from datetime import UTC, datetime
+
+    from lanewise.dash.by_lane import HEADERS, by_lane
+    from lanewise.dash.html import write_by_lane
+    from lanewise.receipts.store import Store
+
+    table = by_lane(
+        [Store(place) for place in dict.fromkeys([root, *more_stores])],
+        tuple(dict.fromkeys(features)),
+    )
+    location = write_by_lane(root, table, now=datetime.now(UTC))
+    if as_json:
+        print_json({**table.document(), "report": location})
+        return location
+    print_table(HEADERS, table.cells)
+    for error in table.unreadable:
+        typer.echo(f"unreadable: {error}", err=True)
+    typer.echo(f"report: {location}")
+    return location
 
 
 def refuse_unless_final(record: CampaignRecord, decisions: tuple[Decision, ...]) -> None:

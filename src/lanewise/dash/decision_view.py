@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lanewise.dash import format as fmt
+from lanewise.dash import pay_back
 from lanewise.dash.evidence import Evidence
 from lanewise.dash.losses import quality_words
 from lanewise.dash.rows import Column, Row, interval_of
@@ -131,6 +132,10 @@ def _facts(decision: Decision) -> Pairs:
     facts.append(("peak memory", _both(decision.peak_memory_bytes, fmt.mebibytes)))
     facts.append(("goodput", _both(decision.goodput, fmt.percent)))
     facts.append(("compile time", _both(decision.compile_seconds, fmt.seconds)))
+    facts += [
+        (f"pays back, {each.cache_state} cache", pay_back.sentence(each))
+        for each in decision.break_even
+    ]
     facts += _loss_facts(decision)
     facts.append(("method", f"{decision.method} {decision.method_version}"))
     return tuple(facts)

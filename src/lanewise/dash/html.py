@@ -11,13 +11,16 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from lanewise.dash.by_lane import HEADERS, NUMBERS, LaneTable
 from lanewise.dash.evidence import Evidence, EvidenceStore, gather
 from lanewise.dash.page import build_page
 from lanewise.receipts import files
 
 TEMPLATE = "report.html.j2"
+BY_LANE_TEMPLATE = "by_lane.html.j2"
 STYLE = "report.css"
 SCRIPT = "report.js"
+MAX_NAME_CHARACTERS = 100
 
 
 def write_report(store: EvidenceStore, campaign_id: str, *, now: datetime) -> str:
@@ -36,10 +39,41 @@ def write_report(store: EvidenceStore, campaign_id: str, *, now: datetime) -> st
         StoreError: the disk is full or the folder cannot be written.
     """
     evidence = gather(store, campaign_id)
-    content = render_report(evidence, now=now).encode("utf-8")
-    location = _claim(store.root, evidence.campaign.lane.name, now)
+    return _write(store.root, evidence.campaign.lane.name, render_report(evidence, now=now), now)
+
+
+def write_by_lane(root: str, table: LaneTable, *, now: datetime) -> str:
+    """Write `<root>/reports/<date>-by-lane-<features>.html`; returns its location.
+
+    Args:
+        root: the store that keeps it.
+        table: features side by side on several lanes.
+        now: the time it is drawn, with its zone.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written.
+    """
+    name = f"by-lane-{'-'.join(table.features)}"[:MAX_NAME_CHARACTERS]
+    return _write(root, name, render_by_lane(table, now=now), now)
+
+
+def render_by_lane(table: LaneTable, *, now: datetime) -> str:
+    """The by-lane table as one HTML document, as self-contained as the report."""
+    template = _environment().get_template(BY_LANE_TEMPLATE)
+    return template.render(
+        table=table,
+        headers=HEADERS,
+        numbers=NUMBERS,
+        now=now,
+        style=Markup(_asset(STYLE)),
+        script=Markup(_asset(SCRIPT)),
+    )
+
+
+def _write(root: str, name: str, text: str, now: datetime) -> str:
+    location = _claim(root, name, now)
     try:
-        files.write_bytes(location, content)
+        files.write_bytes(location, text.encode("utf-8"))
     except BaseException:
         files.remove(location)
         raise

@@ -58,9 +58,7 @@ def interaction_sentence(campaign: CampaignRecord) -> str | None:
         return None
     found = [one for one in _sorted(table) if one.found]
     if found:
-        return "Interactions: " + "; ".join(
-            f"{one.feature} × the others {one.reason}" for one in found
-        )
+        return "Interactions: " + "; ".join(f"{one.feature} {one.reason}" for one in found)
     if not table.interactions:
         return "Interactions: none could be tested"
     most = max(one.detectable_log for one in table.interactions)

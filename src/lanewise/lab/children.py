@@ -21,9 +21,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import psutil
+from pydantic import TypeAdapter
 
 from lanewise.errors import ChildError
 from lanewise.receipts.environment import child_environment, exported
+from lanewise.receipts.failures import Failure, ProcessFailure, TimeoutFailure
 from lanewise.train.entry import child_main, pair_main
 from lanewise.train.request import PairRequest, RunRequest
 
@@ -36,6 +38,9 @@ TERMINATE_SECONDS = 3.0
 
 EXIT_GRACE_SECONDS = 10.0
 """How long a child may take to leave after its last message before it is killed."""
+
+
+_FAILURE: TypeAdapter[Failure | None] = TypeAdapter(Failure | None)
 
 
 class Endpoint(Protocol):
@@ -63,7 +68,20 @@ class Launcher(Protocol):
         """Start it and return at once; a pair becomes one process that holds both arms."""
 
 
-class ChildRefused(ChildError):
+class VisitFailed(ChildError):
+    """A visit ended before its receipt.
+
+    Attributes:
+        failure: the facts, told by the child or seen from here.
+    """
+
+    def __init__(self, message: str, failure: Failure | None) -> None:
+        """Keep the facts beside the sentence."""
+        super().__init__(message)
+        self.failure = failure
+
+
+class ChildRefused(VisitFailed):
     """A child said in its own words why it cannot go on.
 
     Attributes:
@@ -71,9 +89,11 @@ class ChildRefused(ChildError):
         child_exit_code: the code it would have exited with as a command (2 is the user's to fix).
     """
 
-    def __init__(self, label: str, reason: str, child_exit_code: int) -> None:
+    def __init__(
+        self, label: str, reason: str, child_exit_code: int, failure: Failure | None = None
+    ) -> None:
         """Keep the child's message apart from the place it happened."""
-        super().__init__(f"{label}: {reason}")
+        super().__init__(f"{label}: {reason}", failure)
         self.reason = reason
         self.child_exit_code = child_exit_code
 
@@ -193,13 +213,19 @@ class Child:
         except TimeoutError as error:
             self._ended = True
             self._endpoint.close(0.0)
-            raise ChildError(
-                f"{self.label}: the process gave no answer for {timeout_seconds:.0f} s and was stopped"
+            raise VisitFailed(
+                f"{self.label}: the process gave no answer for {timeout_seconds:.0f} s and was stopped",
+                TimeoutFailure(waited_seconds=timeout_seconds),
             ) from error
         if message.get("event") == "failed":
             self._ended = True
             self._endpoint.close(EXIT_GRACE_SECONDS)
-            raise ChildRefused(self.label, str(message["error"]), int(message["exit_code"]))
+            raise ChildRefused(
+                self.label,
+                str(message["error"]),
+                int(message["exit_code"]),
+                _FAILURE.validate_python(message.get("failure")),
+            )
         if message.get("event") != event:
             raise ChildError(
                 f"{self.label}: expected {event!r}, the process answered {message.get('event')!r}"
@@ -208,7 +234,9 @@ class Child:
 
     def _died(self) -> ChildError:
         self._ended = True
-        return ChildError(f"{self.label}: {_ending(self._endpoint.close(EXIT_GRACE_SECONDS))}")
+        exit_code = self._endpoint.close(EXIT_GRACE_SECONDS)
+        failure = ProcessFailure(exit_code=exit_code, signal=_signal_name(exit_code))
+        return VisitFailed(f"{self.label}: {_ending(exit_code)}", failure)
 
 
 class ForkServerLauncher:
@@ -291,11 +319,18 @@ class ProcessEndpoint:
 
 
 def _ending(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        try:
-            name = signal.Signals(-exit_code).name
-        except ValueError:
-            name = f"signal {-exit_code}"
+    name = _signal_name(exit_code)
+    if name is not None:
         hint = ", which is also how a system short of memory ends a process" * (name == "SIGKILL")
         return f"the process was killed by {name}{hint}"
     return f"the process ended with exit code {exit_code} in the middle of the visit"
+
+
+def _signal_name(exit_code: int | None) -> str | None:
+    """Name of the signal that ended a process; None when none did."""
+    if exit_code is None or exit_code >= 0:
+        return None
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lanewise import __version__
 from lanewise.lab import judge, protocol
 from lanewise.lab.arms import NO_FEATURE, Arms
+from lanewise.lab.break_even import break_evens
 from lanewise.lab.judge import JudgedBlock
 from lanewise.lab.plan import CampaignPlan, FeaturePlan
 from lanewise.lab.stance import advice
@@ -52,6 +53,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         judge.step_seconds(counted, "A"),
         judge.step_seconds(counted, "B"),
     )
+    paid_back = break_evens(counted, estimate, control_seconds)
     return Decision(
         decision_id=f"{context.plan.campaign_id}-{arms.feature}",
         created_at=context.created_at,
@@ -104,10 +106,12 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
             compile_seconds=compile_delta,
             control_step_seconds=control_seconds,
             treated_step_seconds=treated_seconds,
+            break_even=paid_back,
         ),
         margin=context.plan.margin,
         tax_budget_ratio=arms.tax_budget_ratio,
         blocks=tuple(block.record() for block in blocks),
+        break_even=paid_back,
     )
 
 

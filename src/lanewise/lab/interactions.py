@@ -114,8 +114,8 @@ def _additivity(
     else:
         explained = not differs
         reason = (
-            "the product of the single effects misses the full stack: "
-            f"its step time is {_signed(one.difference_log)} against it, {_interval(one)}"
+            "the product of the single effects misses the full stack, whose step time is "
+            f"{_signed(one.difference_log)} away from it, {_interval(one)}"
             if differs
             else "the product of the single effects explains the full stack: no gap larger than "
             f"{_percent(one.mde_log)} was detectable (it lies within {_interval(one)})"
@@ -177,11 +177,11 @@ def _direction(bare: Decision, full: Decision) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{math.expm1(value):.2%}"
+    return f"{100 * math.expm1(value):.2f} %"
 
 
 def _signed(value: float) -> str:
-    return f"{math.expm1(value):+.2%}".replace("-", "−")
+    return f"{100 * math.expm1(value):+.2f} %".replace("-", "−")
 
 
 def _interval(one: Comparison) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from lanewise.errors import CampaignError, StoreError
 from lanewise.lab.protocol import BlockDesign
+from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.schema import Digest, Record
 
 
@@ -52,7 +53,12 @@ class BlockDone(Record):
 
 
 class BlockLost(Record):
-    """A block that was thrown away because a process failed in it."""
+    """A block that was thrown away because a process failed in it.
+
+    Attributes:
+        failure_family: kind of failure; null where input was refused, and in journals before there were families.
+        failure: its facts.
+    """
 
     event: Literal["discarded"] = "discarded"
     feature: str
@@ -60,6 +66,8 @@ class BlockLost(Record):
     attempt: int
     reason: str
     wall_seconds: float
+    failure_family: FailureFamily | None = None
+    failure: Failure | None = None
 
 
 Entry = Annotated[BlockDone | BlockLost, Field(discriminator="event")]

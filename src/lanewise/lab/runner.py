@@ -10,7 +10,7 @@ from lanewise.lab import protocol
 from lanewise.lab.analyse import analyse_campaign, arm_builder, campaign_record
 from lanewise.lab.arms import Arms
 from lanewise.lab.campaign import CampaignFolder
-from lanewise.lab.children import ChildRefused, Launcher
+from lanewise.lab.children import ChildRefused, Launcher, VisitFailed
 from lanewise.lab.events import (
     BlockAdvanced,
     BlockDiscarded,
@@ -32,6 +32,7 @@ from lanewise.lab.sequential import run_sequential
 from lanewise.lab.toggle import run_toggle
 from lanewise.lab.visit import BlockTask
 from lanewise.measure.stats import estimate_from_contrasts
+from lanewise.receipts.failures import DefectFailure
 from lanewise.receipts.store import Store
 
 RESUME_RATIO = 1.5
@@ -155,12 +156,20 @@ class Runner:
             return self._lost(task, error, started)
 
     def _lost(self, task: BlockTask, error: ChildError, started: float) -> BlockLost:
+        # A child that breaks the protocol says nothing about itself: that is a defect of ours.
+        failure = (
+            error.failure
+            if isinstance(error, VisitFailed)
+            else DefectFailure(error_type=type(error).__name__)
+        )
         return BlockLost(
             feature=task.arms.feature,
             block=task.block,
             attempt=task.attempt,
             reason=str(error),
             wall_seconds=self.clock() - started,
+            failure_family=None if failure is None else failure.family,
+            failure=failure,
         )
 
     def _hopeless(self, feature: str) -> bool:

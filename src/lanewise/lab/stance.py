@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from lanewise.lab.arms import Arms
 from lanewise.measure.stats import required_blocks
-from lanewise.receipts.decision import Estimate, Margin, MetricDelta, Verdict
+from lanewise.receipts.decision import BreakEven, Estimate, Margin, MetricDelta, Verdict
 
 WORTH_PAYING_BACK_SECONDS = 1.0
 """Compile time below this is not worth a word."""
@@ -24,12 +25,13 @@ def advice(
     compile_seconds: MetricDelta,
     control_step_seconds: float | None,
     treated_step_seconds: float | None,
+    break_even: Sequence[BreakEven] = (),
 ) -> str:
     """The stance of a decision."""
     if verdict is Verdict.FASTER:
         steps = break_even_steps(compile_seconds, control_step_seconds, treated_step_seconds)
         if steps is not None:
-            return f"pays back after {steps} steps"
+            return pays_back(break_even) or f"pays back after {steps} steps"
         return arms.stance if arms.on_by_default else "worth turning on here"
     if verdict is Verdict.SLOWER:
         return "turn off on this lane" if arms.on_by_default else "stays off"
@@ -47,6 +49,12 @@ def advice(
         Verdict.NOISE: "the noise of this lane and machine",
         Verdict.NOT_MEASURED: arms.stance,
     }[verdict]
+
+
+def pays_back(break_even: Sequence[BreakEven]) -> str | None:
+    """Steps until compile time is paid for, by the state of the cache a run starts from; None where no state is known."""
+    known = [f"{each.steps} ({each.cache_state} cache)" for each in break_even if each.steps]
+    return f"pays back after {' or '.join(known)} steps" if known else None
 
 
 def break_even_steps(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,8 @@ from lanewise.models.ngram_embedding import NgramEmbedding
 from lanewise.models.stp import TrajectoryPenalty
 from lanewise.ops.opset import OpSet
 
+NO_LAYER_LOSSES: Mapping[tuple[int, str], Tensor] = MappingProxyType({})
+
 
 class Loss(NamedTuple):
     """Loss of one micro-batch, fp32 scalars.
@@ -52,6 +55,7 @@ class Loss(NamedTuple):
         unweighted: those of the parts that mean something before they are weighted: the cross-entropy of MTP depth j
             as `mtp_<j>`, the penalty `stp`.
         expert_ids: routing that was followed in every E layer in order, int64 [S, k] each.
+        of_layers: (layer, name) → what that layer added to the part of that name, cut from the graph.
     """
 
     total: Tensor
@@ -59,13 +63,19 @@ class Loss(NamedTuple):
     parts: Mapping[str, Tensor]
     unweighted: Mapping[str, Tensor] = NO_LOSSES
     expert_ids: tuple[Tensor, ...] = ()
+    of_layers: Mapping[tuple[int, str], Tensor] = NO_LAYER_LOSSES
 
     def detach(self) -> Loss:
         """The same values, cut from the graph."""
         parts = {name: part.detach() for name, part in self.parts.items()}
         unweighted = {name: loss.detach() for name, loss in self.unweighted.items()}
         return Loss(
-            self.total.detach(), self.cross_entropy.detach(), parts, unweighted, self.expert_ids
+            self.total.detach(),
+            self.cross_entropy.detach(),
+            parts,
+            unweighted,
+            self.expert_ids,
+            self.of_layers,
         )
 
 
@@ -79,6 +89,7 @@ class Trunk(NamedTuple):
         embedded: input of the residual stream [B, T, d].
         paths: residual stream after each layer asked for, in the order of the layers [B, T, d].
         document_ids: int64 [B, T], documents of a row numbered 0, 1, …; None when rows are one document.
+        losses_of_layers: (layer, name) → that layer's share of `losses`, cut from the graph.
     """
 
     hidden: Tensor
@@ -87,6 +98,7 @@ class Trunk(NamedTuple):
     embedded: Tensor
     paths: tuple[Tensor, ...] = ()
     document_ids: Tensor | None = None
+    losses_of_layers: Mapping[tuple[int, str], Tensor] = NO_LAYER_LOSSES
 
 
 class ModelState(NamedTuple):
@@ -248,7 +260,9 @@ class HybridModel(nn.Module):
             unweighted["stp"] = stp(trunk.paths or (trunk.hidden,), step, trunk.document_ids)
             parts["stp"] = stp.coefficient * unweighted["stp"]
         total = cross_entropy + sum(parts.values())
-        return Loss(total, cross_entropy, parts, unweighted, trunk.expert_ids)
+        return Loss(
+            total, cross_entropy, parts, unweighted, trunk.expert_ids, trunk.losses_of_layers
+        )
 
     def trunk(
         self,
@@ -264,6 +278,7 @@ class HybridModel(nn.Module):
             document_ids=None if document_ids is None else count_documents(document_ids)
         )
         losses: dict[str, Tensor] = {}
+        of_layers: dict[tuple[int, str], Tensor] = {}
         routed, paths = [], []
         embedded = self.embed(tokens, context.document_ids)
         carried, normed = self.residual.open(embedded)
@@ -274,6 +289,7 @@ class HybridModel(nn.Module):
                 block.observe(output)
             for name, loss in output.aux_losses.items():
                 losses[name] = losses[name] + loss if name in losses else loss
+                of_layers[index, name] = loss.detach()
             if output.key_ids is not None:
                 context = context._replace(key_ids=output.key_ids)
             if output.expert_ids is not None:
@@ -281,7 +297,15 @@ class HybridModel(nn.Module):
             carried, normed = self.residual.add(output.delta, carried, index + 1)
             if index in path_layers:
                 paths.append(self.residual.stream(carried))
-        return Trunk(normed, losses, tuple(routed), embedded, tuple(paths), context.document_ids)
+        return Trunk(
+            normed,
+            losses,
+            tuple(routed),
+            embedded,
+            tuple(paths),
+            context.document_ids,
+            of_layers,
+        )
 
     def _ids_of_layers(self, expert_ids: Sequence[Tensor] | None) -> list[Tensor | None]:
         """The routing that each layer is to follow, None where it has none."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lanewise.lane.features import FEATURES
+from lanewise.receipts.extension_keys import INITIAL_WEIGHTS_KEY
 from lanewise.receipts.schema import RunReceipt
 
 DIGEST_FIELDS: tuple[str, ...] = (
@@ -90,6 +91,24 @@ def diff(
         if left.get(field) != right.get(field) and field not in named
     ]
     return [*blocking, *others]
+
+
+def unmatched_starts(a: RunReceipt, b: RunReceipt) -> tuple[str, ...]:
+    """Why losses of two runs may not be compared step by step, one phrase each; empty when they began alike.
+
+    The same seeds, data and first weights make two runs one experiment; otherwise a difference of losses is luck.
+    """
+    reasons = []
+    left, right = a.lane.spec, b.lane.spec
+    for path in ("seed", "data.seed"):
+        seeds = (_at(left, path), _at(right, path))
+        if seeds[0] != seeds[1]:
+            reasons.append(f"seeds differ ({path} {seeds[0]} and {seeds[1]})")
+    if a.data_digest != b.data_digest:
+        reasons.append("they read other data")
+    if a.extensions.get(INITIAL_WEIGHTS_KEY) != b.extensions.get(INITIAL_WEIGHTS_KEY):
+        reasons.append("they started with other weights")
+    return tuple(reasons)
 
 
 def _blocking(left: Mapping[str, Any], right: Mapping[str, Any], field: str) -> list[Difference]:

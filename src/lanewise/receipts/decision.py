@@ -95,6 +95,22 @@ class MetricDelta(Record):
     reason: str | None = None
 
 
+class BreakEven(Record):
+    """Steps after which saved step time has paid for extra compile time, from one state of the compile cache."""
+
+    cache_state: Literal["cold", "warm", "mixed"]
+    control_seconds: float | None
+    """Compile time of the control, median over the blocks that count."""
+    treated_seconds: float | None
+    steps: int | None = None
+    """0 where nothing extra is paid; null with a reason."""
+    steps_low: int | None = None
+    """At the end of the interval that favours the feature."""
+    steps_high: int | None = None
+    """At the other end; null where that never pays."""
+    reason: str | None = None
+
+
 class Margin(Record):
     """Practical margin δ on the log scale and where it comes from."""
 
@@ -233,6 +249,8 @@ class Decision(Record):
     adjusted_p: float | None = None
     """`estimate.p_value` corrected for the other features of the campaign."""
     adjustment: Literal["holm", "benjamini_hochberg"] | None = None
+    break_even: tuple[BreakEven, ...] = ()
+    """For a cold and for a warm compile cache; empty where neither arm compiles, and in documents before 1.2."""
     quality: QualityRecord | None = None
     """Loss over matched seeds; null if the mathematics are the same."""
 

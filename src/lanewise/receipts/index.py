@@ -30,7 +30,7 @@ from lanewise.receipts.files import FileStamp
 from lanewise.receipts.promote import Promoted, promote
 from lanewise.receipts.store import Store
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 BUSY_TIMEOUT_SECONDS = 30.0
 
 _COLUMNS = tuple(field.name for field in fields(Promoted))
@@ -128,6 +128,7 @@ class Index:
         campaign: str | None = None,
         feature: str | None = None,
         validity: str | None = None,
+        failure: str | None = None,
         limit: int | None = None,
     ) -> Listing:
         """Refresh, then list files, newest first.
@@ -138,6 +139,7 @@ class Index:
             campaign: campaign id.
             feature: the feature under test.
             validity: `valid` or `invalid`; for receipts.
+            failure: a failure family; for receipts.
             limit: at most this many; None for all.
         """
         conditions: list[str] = ["kind = ?", "error IS NULL"]
@@ -146,6 +148,7 @@ class Index:
             ("campaign_id", campaign),
             ("ablation_id", feature),
             ("validity", validity),
+            ("failure_family", failure),
         ):
             if value is not None:
                 conditions.append(f"{column} = ?")

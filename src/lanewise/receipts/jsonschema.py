@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 
@@ -22,6 +23,7 @@ SCHEMAS: Mapping[str, type[Record]] = {
     "decision-1.2.json": Decision,
     "campaign-1.2.json": CampaignRecord,
     "steps-1.1.json": StepSeries,
+    "ceilings-1.0.json": CeilingRecord,
 }
 FROZEN: tuple[str, ...] = (
     "receipt-1.0.json",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lanewise.errors import ReceiptError
+from lanewise.receipts.ceilings import CEILINGS_SCHEMA_VERSION
 from lanewise.receipts.decision import DECISION_SCHEMA_VERSION
 from lanewise.receipts.schema import SCHEMA_VERSION, STEPS_SCHEMA_VERSION
 
@@ -58,6 +59,7 @@ HISTORIES: Mapping[str, History] = {
     "calibration": RECEIPTS,
     "decision": DECISIONS,
     "campaign": DECISIONS,
+    "ceilings": History(current=CEILINGS_SCHEMA_VERSION),
 }
 """`kind` of a record → its versions. No upcaster exists while 1 is the only major."""
 

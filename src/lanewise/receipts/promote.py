@@ -25,6 +25,7 @@ class Promoted:
         block: number of the block, receipts only.
         status: `success` or `aborted`; a decision's `COMPLETE` or `INCOMPLETE`.
         validity: `valid` or `invalid`, receipts only.
+        failure_family: kind of failure, receipts only; None in receipts before 1.2.
         verdict: decisions only.
         median_step_seconds: median steady step; a decision's treated arm.
         tokens_per_second: over the steady steps; a decision's treated arm.
@@ -43,6 +44,7 @@ class Promoted:
     block: int | None = None
     status: str | None = None
     validity: str | None = None
+    failure_family: str | None = None
     verdict: str | None = None
     median_step_seconds: float | None = None
     tokens_per_second: float | None = None
@@ -91,6 +93,7 @@ def _receipt(document: Mapping[str, Any]) -> Promoted:
         block=_optional_integer(experiment.get("block")),
         status=_text(outcome["status"]),
         validity=_text(outcome["validity"]),
+        failure_family=_optional_text(outcome.get("failure_family")),
         median_step_seconds=_optional_number(steps.get("median")),
         tokens_per_second=_optional_number(document["throughput"]["tokens_per_second"]),
         peak_bytes=_optional_number(memory["peak_device_used_bytes"] if peak is None else peak),

@@ -7,12 +7,21 @@ Hashing: RFC 8785 canonical JSON → sha256; `receipt_id` hashes the body withou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
+
+from lanewise.receipts.failures import Failure, FailureFamily
+from lanewise.receipts.flops import ComponentFlops as ComponentFlops
+from lanewise.receipts.flops import Flops as Flops
+from lanewise.receipts.record import Digest as Digest
+from lanewise.receipts.record import FiniteOrNull as FiniteOrNull
+from lanewise.receipts.record import NonNegativeInt as NonNegativeInt
+from lanewise.receipts.record import Record as Record
+from lanewise.receipts.record import Seconds as Seconds
+from lanewise.receipts.warmup_policy import WarmupPolicy
 
 SCHEMA_VERSION = "1.2.0"
 STEPS_SCHEMA_VERSION = "1.1.0"
@@ -24,21 +33,17 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks": "1.1.0",
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
+        "compile.warmup_policy": "1.2.0",
+        "flops.ceiling": "1.2.0",
+        "flops.tensor_activity": "1.2.0",
+        "flops.flags": "1.2.0",
+        "outcome.failure_family": "1.2.0",
+        "outcome.failure": "1.2.0",
+        "routing.expert_ranks": "1.2.0",
+        "routing.tokens_between_ranks": "1.2.0",
     }
 )
 """Optional fields of a receipt → the version that brought them; older receipts lack them and need no reason for that."""
-
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0.0)]
-
-
-def _null_unless_finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-FiniteOrNull = Annotated[float | None, BeforeValidator(_null_unless_finite)]
-"""A training quantity that may diverge: NaN and infinities, which JSON cannot hold, become null."""
 
 BADPUT_CATEGORIES: tuple[str, ...] = (
     "device_init",
@@ -56,12 +61,6 @@ BADPUT_CATEGORIES: tuple[str, ...] = (
     "turn_wait",
 )
 """Named badput. `turn_wait` is a lockstep arm waiting for its turn; `other` is computed, never a span."""
-
-
-class Record(BaseModel):
-    """Base of every part of a record: strict for writers, immutable, no NaN or infinity (JSON has none)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Producer(Record):
@@ -197,6 +196,8 @@ class CompileRecord(Record):
     graph_breaks: NonNegativeInt | None
     recompiles: NonNegativeInt | None
     graph_captures: NonNegativeInt | None
+    warmup_policy: WarmupPolicy | None = None
+    """Whether graphs were compiled before step 0, and why or why not."""
 
 
 class Memory(Record):
@@ -208,41 +209,6 @@ class Memory(Record):
     peak_device_used_bytes: NonNegativeInt | None
     alloc_retries: NonNegativeInt | None
     ooms: NonNegativeInt | None
-
-
-class ComponentFlops(Record):
-    """Parameters and forward FLOPs of one component of the lane."""
-
-    component: str
-    count: NonNegativeInt
-    params: NonNegativeInt
-    active_params: NonNegativeInt
-    forward_flops_per_token: float
-    training_flops_per_token: float
-
-
-class Flops(Record):
-    """FLOP convention, lane numerator and utilisation (null without a measured ceiling)."""
-
-    convention: str
-    convention_version: str
-    causal_factor: str
-    mla_form: Literal["expanded", "absorbed"]
-    components: tuple[ComponentFlops, ...]
-    params_total: NonNegativeInt
-    params_active: NonNegativeInt
-    training_flops_per_token: float
-    routing_mode: Literal["learned", "forced_balanced", "replayed"]
-    peak_dtype: str
-    peak_flops_per_second: float | None
-    peak_source: str | None
-    measured_matmul_flops_per_second: float | None
-    model_flops_utilization_ratio: float | None
-    hardware_flops_utilization_ratio: float | None
-    hardware_flops_per_token: float | None = None
-    """Training FLOPs executed: recomputation, latent attention and taxes included (docs/FLOPS.md)."""
-    six_n_active_flops_per_token: float | None = None
-    """6 × active parameters, the rule of thumb behind many public numbers."""
 
 
 class Routing(Record):
@@ -259,6 +225,11 @@ class Routing(Record):
     """Coefficient of variation of each of those lists."""
     null_ratio: float | None = None
     """Share of picks that fell on null slots and computed nothing; 0 in a lane without null slots."""
+    expert_ranks: tuple[NonNegativeInt, ...] | None = None
+    """Rank of the expert-parallel group that holds expert 0, 1, …; the same in every E layer."""
+    tokens_between_ranks: tuple[tuple[NonNegativeInt, ...], ...] | None = None
+    """Row: sending rank, column: receiving rank; token copies over all steady steps and E layers. What stays on its
+    rank is not sent, so the diagonal is 0."""
 
 
 class Numerics(Record):
@@ -330,6 +301,10 @@ class Outcome(Record):
     validity: Literal["valid", "invalid"]
     checks: tuple[Check, ...]
     error: str | None = None
+    failure_family: FailureFamily | None = None
+    """Kind of what went wrong first; null in a run that counts, and in receipts before 1.2."""
+    failure: Failure | None = None
+    """The facts of that kind of failure."""
 
 
 class Artifact(Record):

@@ -4,6 +4,7 @@
     <root>/receipts/<lane name>/<yyyy-mm>/<digest of the series>.steps.json     sidecar, an artifact of the receipt
     <root>/decisions/<id>.json
     <root>/campaigns/<id>/campaign.json
+    <root>/ceilings/<machine>-<dtype>-<threads>t.json                           what a machine does at best
     <root>/index.sqlite                                                         rebuildable, never the truth
 
 Any number of processes may write at once: names are unique by content, files appear whole, nothing is locked.
@@ -22,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lanewise.errors import LanewiseError, ReceiptError, StoreError
-from lanewise.receipts import files
+from lanewise.receipts import ceilings, files
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.document import (
     RecordT,
@@ -35,7 +36,7 @@ from lanewise.receipts.document import (
     short,
 )
 from lanewise.receipts.files import FileStamp
-from lanewise.receipts.schema import Artifact, RunReceipt, StepSeries
+from lanewise.receipts.schema import Artifact, Machine, RunReceipt, StepSeries
 
 STEPS_KIND = "step_series"
 STEPS_SUFFIX = ".steps.json"
@@ -101,6 +102,27 @@ class Store:
     def write_campaign(self, campaign: CampaignRecord) -> str:
         """Write the state of a campaign, replacing its earlier state; returns its location."""
         return self._write(f"{self.campaign_folder(campaign.campaign_id)}/campaign.json", campaign)
+
+    def write_ceilings(self, record: ceilings.CeilingRecord) -> str:
+        """Write what a machine does at best, replacing an earlier measurement of the same; returns its location."""
+        name = ceilings.ceiling_name(record.machine, record.dtype, record.num_threads)
+        return self._write(f"{self.root}/{ceilings.FOLDER}/{name}", record)
+
+    def read_ceilings(
+        self, machine: Machine, dtype: str, num_threads: int | None
+    ) -> ceilings.CeilingRecord | None:
+        """What this very machine did at best with that dtype and number of threads; None when nobody has measured it.
+
+        Raises:
+            ReceiptError: the document is damaged, or of a newer major version.
+        """
+        name = ceilings.ceiling_name(machine, dtype, num_threads)
+        location = f"{self.root}/{ceilings.FOLDER}/{name}"
+        try:
+            content = files.read_bytes(location)
+        except FileNotFoundError:
+            return None
+        return parse_record(ceilings.CeilingRecord, content, location)
 
     def campaign_folder(self, campaign_id: str) -> str:
         """Where a campaign keeps its record and its working files."""

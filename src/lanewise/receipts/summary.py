@@ -53,6 +53,8 @@ def _sections(receipt: RunReceipt) -> Iterator[tuple[str, Sequence[str]]]:
     yield "", [f"{receipt.kind} · {receipt.created_at} · {outcome.status} · {outcome.validity}"]
     if outcome.error:
         yield "error", [outcome.error]
+    if outcome.failure_family is not None:
+        yield "failure", [f"{outcome.failure_family} · `--view failure` has the facts"]
     yield (
         "lane",
         [
@@ -103,7 +105,9 @@ def _sections(receipt: RunReceipt) -> Iterator[tuple[str, Sequence[str]]]:
         [
             f"{flops.training_flops_per_token:,.0f} per token ({flops.convention} {flops.convention_version}) · "
             f"utilisation {format_percent(flops.model_flops_utilization_ratio)} of the model, "
-            f"{format_percent(flops.hardware_flops_utilization_ratio)} of the hardware"
+            f"{format_percent(flops.hardware_flops_utilization_ratio)} of the hardware",
+            *_ceilings(receipt),
+            *(f"✗ {flag}" for flag in flops.flags or ()),
         ],
     )
     numerics = receipt.numerics
@@ -120,6 +124,20 @@ def _sections(receipt: RunReceipt) -> Iterator[tuple[str, Sequence[str]]]:
         "files",
         [f"{item.kind} {item.uri} · {item.size_bytes:,} bytes" for item in receipt.artifacts],
     )
+
+
+def _ceilings(receipt: RunReceipt) -> Iterator[str]:
+    """Against what utilisation is measured, and how old the measured ceiling was."""
+    flops = receipt.flops
+    if flops.peak_flops_per_second is not None:
+        yield f"of {flops.peak_flops_per_second / 1e12:,.1f} TFLOP/s, {flops.peak_source}"
+    if flops.ceiling is not None:
+        cited = flops.ceiling
+        yield (
+            f"measured matmul {cited.matmul_flops_per_second / 1e9:,.0f} GFLOP/s, {cited.dtype}, "
+            f"{cited.age_seconds / 86400:.1f} days before "
+            "· `--view utilization` shows every ratio"
+        )
 
 
 def _feature_rows(receipt: RunReceipt) -> list[tuple[str, str, str, str]]:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 from pydantic import ValidationError
 
-from lanewise.errors import ChildError, LanewiseError
+from lanewise.errors import ChildError, LanewiseError, RunFailed, UsageError
+from lanewise.receipts.failures import DefectFailure, Failure
+from lanewise.train.failure import failure_of, in_words
 from lanewise.train.request import PairRequest, RunRequest
 
 if TYPE_CHECKING:
@@ -116,10 +118,18 @@ def serve(
         pass
     except ValidationError as error:
         _fail(connection, f"the request is not valid: {error.errors()[0]['msg']}", EXIT_DEFECT)
+    except UsageError as error:
+        _fail(connection, str(error), error.exit_code)  # refused before anything ran: no failure
     except LanewiseError as error:
-        _fail(connection, str(error), error.exit_code)
+        # A run that gave up raises a line for people from the error that stopped it.
+        _fail(connection, str(error), error.exit_code, failure_of(error.__cause__ or error))
     except Exception as error:  # noqa: BLE001  # the process boundary: the parent gets one line instead of a traceback
-        _fail(connection, f"defect in lanewise: {type(error).__name__}: {error}", EXIT_DEFECT)
+        failure = failure_of(error)
+        if isinstance(failure, DefectFailure):
+            line = f"defect in lanewise: {type(error).__name__}: {error}"
+            _fail(connection, line, EXIT_DEFECT, failure)
+        else:
+            _fail(connection, in_words(failure, error), RunFailed.exit_code, failure)
     finally:
         connection.close()
 
@@ -239,9 +249,14 @@ def next_command(
     return command
 
 
-def _fail(connection: Connection, error: str, exit_code: int) -> None:
+def _fail(
+    connection: Connection, error: str, exit_code: int, failure: Failure | None = None
+) -> None:
     line = " ".join(error.split())
+    facts = None if failure is None else failure.model_dump(mode="json")
     try:
-        connection.send({"event": "failed", "error": line, "exit_code": exit_code})
+        connection.send(
+            {"event": "failed", "error": line, "exit_code": exit_code, "failure": facts}
+        )
     except OSError:
         return  # the parent is gone, so nobody is left to tell

@@ -8,11 +8,10 @@ from typing import Any, Final
 
 from lanewise.lane.index_layers import index_layers
 from lanewise.lane.schema import ModelSpec
+from lanewise.receipts.extension_keys import INITIAL_WEIGHTS_KEY as INITIAL_WEIGHTS_KEY
 from lanewise.train.process import ALLOCATOR_KEY
 from lanewise.train.routing_receipt import IDS_DIGEST_KEY
 
-INITIAL_WEIGHTS_KEY: Final = "io.lanewise.initial_weights"
-"""Lane digest and step of the checkpoint whose weights step 0 started with."""
 INDEX_LAYERS_KEY: Final = "io.lanewise.index_layers"
 """Which A ranks computed a sparse index, reused one, or were promoted to computing it."""
 

@@ -65,6 +65,7 @@ class StepResult:
         tags: `gc`, `compile`, `checkpoint` (first step after one).
         loss_parts: what every auxiliary loss added to the cross-entropy, weighted, by name, mean over micro-batches.
         auxiliary_losses: unweighted, by name, mean over micro-batches, e.g. the cross-entropy `mtp_1`.
+        layer_losses: (layer, name) → what that layer added to `loss_parts[name]`; empty where unmeasured.
     """
 
     step: int
@@ -76,6 +77,7 @@ class StepResult:
     tags: tuple[str, ...]
     loss_parts: Mapping[str, float] = field(default_factory=dict)
     auxiliary_losses: Mapping[str, float] = field(default_factory=dict)
+    layer_losses: Mapping[tuple[int, str], float] = field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -189,6 +191,8 @@ class TrainingLoop:
             tags=tuple(tags),
             loss_parts=loss_parts,
             auxiliary_losses=auxiliary_losses,
+            # The device is idle since the loss was read, so this transfer waits for nothing.
+            layer_losses=_read_layers(losses) if self._measure else {},
         )
 
     def untimed_step(self) -> None:
@@ -251,6 +255,15 @@ def _read(losses: Sequence[Loss]) -> tuple[float, dict[str, float], dict[str, fl
         dict(zip(parts, means[: len(parts)], strict=True)),
         dict(zip(unweighted, means[len(parts) :], strict=True)),
     )
+
+
+def _read_layers(losses: Sequence[Loss]) -> dict[tuple[int, str], float]:
+    """Auxiliary losses of every layer, mean of the micro-batches, in one transfer; none without such layers."""
+    names = list(losses[0].of_layers)
+    if not names:
+        return {}
+    rows = [torch.stack([one.of_layers[name] for name in names]) for one in losses]
+    return dict(zip(names, torch.stack(rows).mean(dim=0).tolist(), strict=True))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ A check is about whether the run may count as evidence, never about whether it w
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +15,19 @@ import numpy as np
 from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
-from lanewise.lane.flops import lane_flops
-from lanewise.lane.hardware_flops import conventions
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice
 from lanewise.receipts.environment import environment_digest
+from lanewise.receipts.failures import Failure
 from lanewise.receipts.schema import (
     BackendRecord,
     Check,
     CompileRecord,
-    ComponentFlops,
     DataRecord,
     Environment,
     FeatureRecord,
-    Flops,
     Goodput,
     LaneIdentity,
     Machine,
@@ -45,10 +41,13 @@ from lanewise.receipts.schema import (
     Timing,
     Warmup,
 )
+from lanewise.receipts.utilization import CitedCeiling, TensorActivity
 from lanewise.train.extensions import extensions
+from lanewise.train.failure import Measured, failure_of_checks
+from lanewise.train.flops_receipt import flops_record, tokens_per_step
 from lanewise.train.loss_record import loss_extensions
 from lanewise.train.request import RunRequest
-from lanewise.train.routing_receipt import routing_mode, routing_record
+from lanewise.train.routing_receipt import routing_record
 
 CLOCK = "perf_counter_ns"
 CLOSURE_RATIO = 1e-3
@@ -68,6 +67,7 @@ class RunFacts:
         expert_loads: per step int64 [E layers, E + 1], picks per expert and of null slots; empty where not measured or
             without E layers.
         auxiliary_losses: name → unweighted value of every step that had it.
+        layer_losses: (layer, auxiliary loss) → what that layer added in every step that had it.
         warmup: steps to drop.
         goodput: partition of wall time, None when switched off.
         compile: compile counts.
@@ -80,6 +80,9 @@ class RunFacts:
         host_allocator: what malloc was told about freed memory.
         routing_ids_digest: digest of the routing recorded or followed; None without either.
         aborted: None when all steps were taken, else why not.
+        failure: what stopped it, if the run knows; failed checks name their own.
+        ceiling: measured matmul ceiling of this machine, if the store has one.
+        tensor_activity: hardware counters over the steps, or the reason why there are none.
     """
 
     request: RunRequest
@@ -89,6 +92,7 @@ class RunFacts:
     recorder: StepRecorder
     expert_loads: Sequence[np.ndarray]
     auxiliary_losses: Mapping[str, Sequence[float]]
+    layer_losses: Mapping[tuple[int, str], Sequence[float]]
     warmup: Warmup
     goodput: Goodput | None
     compile: CompileRecord
@@ -101,6 +105,9 @@ class RunFacts:
     host_allocator: str
     routing_ids_digest: str | None
     aborted: str | None
+    failure: Failure | None = None
+    ceiling: CitedCeiling | None = None
+    tensor_activity: TensorActivity | str = "no GPU"
 
 
 def assemble(facts: RunFacts) -> dict[str, Any]:
@@ -110,6 +117,22 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
     missing = dict(facts.missing)
     timing = _timing(facts, series, missing)
     checks = _checks(facts, series)
+    backends = tuple(
+        _backend(choice, facts.observations[op]) for op, choice in facts.choices.items()
+    )
+    telemetry = Telemetry()
+    failed = [check.name for check in checks if not check.ok]
+    failure = facts.failure or failure_of_checks(
+        failed,
+        Measured(
+            series=series,
+            warmup=facts.warmup,
+            goodput=facts.goodput,
+            memory=facts.memory,
+            telemetry=telemetry,
+            backends=backends,
+        ),
+    )
     return {
         "created_at": facts.created_at,
         "producer": Producer(name="lanewise", version=__version__),
@@ -120,62 +143,45 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "data_digest": facts.data.digest,
         "machine": facts.machine,
         "features": tuple(_feature(decision, facts) for decision in resolved.features),
-        "backends": tuple(
-            _backend(choice, facts.observations[op]) for op, choice in facts.choices.items()
-        ),
+        "backends": backends,
         "experiment": facts.request.experiment,
         "timing": timing,
         "throughput": _throughput(facts, timing, missing),
         "goodput": facts.goodput,
         "compile": facts.compile,
         "memory": facts.memory,
-        "flops": _with_utilisation(facts, timing, missing),
+        "flops": flops_record(
+            resolved,
+            timing.step_duration_seconds,
+            missing,
+            ceiling=facts.ceiling,
+            activity=facts.tensor_activity,
+            num_threads=facts.request.num_threads,
+        ),
         "routing": routing_record(resolved.lane, facts.expert_loads[facts.warmup.steps :], missing),
-        "telemetry": Telemetry(),
+        "telemetry": telemetry,
         "numerics": _numerics(series, missing),
         "environment": facts.environment,
         "data": facts.data,
         "outcome": Outcome(
             status="success" if facts.aborted is None else "aborted",
-            validity="valid" if all(check.ok for check in checks) else "invalid",
+            validity="invalid" if failed else "valid",
             checks=checks,
             error=facts.aborted,
+            failure_family=None if failure is None else failure.family,
+            failure=failure,
         ),
         "missing": _without_present(missing, facts),
         "extensions": extensions(
             resolved.lane.model,
             host_allocator=facts.host_allocator,
-            losses=loss_extensions(facts.auxiliary_losses, facts.recorder.loss_parts()),
+            losses=loss_extensions(
+                facts.auxiliary_losses, facts.recorder.loss_parts(), facts.layer_losses
+            ),
             routing_ids_digest=facts.routing_ids_digest,
             initial_weights=facts.initial_weights,
         ),
     }
-
-
-def flops_record(request: RunRequest) -> Flops:
-    """The lane's numerator, still without utilisation, which needs step times."""
-    resolved = request.resolved
-    counted = lane_flops(resolved.lane)
-    three = conventions(resolved.lane, resolved.model_switches)
-    return Flops(
-        convention=counted.convention,
-        convention_version=counted.convention_version,
-        causal_factor=counted.causal_factor,
-        mla_form=counted.mla_form,
-        components=tuple(ComponentFlops(**dataclasses.asdict(row)) for row in counted.components),
-        params_total=counted.params_total,
-        params_active=counted.params_active,
-        training_flops_per_token=counted.training_flops_per_token,
-        routing_mode=routing_mode(resolved.lane),
-        peak_dtype=resolved.lane.precision.compute,
-        peak_flops_per_second=None,
-        peak_source=None,
-        measured_matmul_flops_per_second=request.matmul_flops_per_second,
-        model_flops_utilization_ratio=None,
-        hardware_flops_utilization_ratio=None,
-        hardware_flops_per_token=three.hardware,
-        six_n_active_flops_per_token=three.six_n_active,
-    )
 
 
 def lane_identity_record(resolved: ResolvedLane) -> LaneIdentity:
@@ -189,12 +195,6 @@ def lane_identity_record(resolved: ResolvedLane) -> LaneIdentity:
         num_layers=lane.model.num_layers,
         spec=lane_identity(lane),
     )
-
-
-def tokens_per_step(resolved: ResolvedLane) -> int:
-    """Tokens of one optimizer step on one process."""
-    batch = resolved.lane.batch
-    return batch.sequence_length * batch.micro_batch_size * batch.gradient_accumulation_steps
 
 
 def _feature(decision: FeatureDecision, facts: RunFacts) -> FeatureRecord:
@@ -277,32 +277,6 @@ def _throughput(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Thr
         tokens_per_second_per_device=rate,
         tokens_real=per_step * len(facts.recorder),
         tokens_padded=0,
-    )
-
-
-def _with_utilisation(facts: RunFacts, timing: Timing, missing: dict[str, str]) -> Flops:
-    """Model and hardware FLOPs utilisation against the vendor's peak, or against the measured matmul ceiling where there is none."""
-    flops = flops_record(facts.request)
-    summary = timing.step_duration_seconds
-    ceiling = flops.peak_flops_per_second or flops.measured_matmul_flops_per_second
-    if flops.peak_flops_per_second is None:
-        missing["flops.peak_flops_per_second"] = "no published peak for a CPU"
-        missing["flops.peak_source"] = "no published peak for a CPU"
-    if ceiling is None:
-        missing["flops.measured_matmul_flops_per_second"] = "not measured; see `lanewise doctor`"
-    if ceiling is None or summary is None:
-        reason = "no matmul ceiling was measured" if ceiling is None else "no steady steps"
-        missing["flops.model_flops_utilization_ratio"] = reason
-        missing["flops.hardware_flops_utilization_ratio"] = reason
-        return flops
-    rate = tokens_per_step(facts.request.resolved) / summary.mean
-    executed = flops.hardware_flops_per_token
-    assert executed is not None, "flops_record counts it"
-    return flops.model_copy(
-        update={
-            "model_flops_utilization_ratio": rate * flops.training_flops_per_token / ceiling,
-            "hardware_flops_utilization_ratio": rate * executed / ceiling,
-        }
     )
 
 

@@ -9,7 +9,8 @@ Lockstep protocol over one `multiprocessing.connection` pipe, messages are plain
     parent → child    {"command": "finish", "warmup_steps": int | None, "steady": bool | None, "warmup_reason": str}
                        steps to drop, decided by the parent for both arms; None lets the child detect its own
     child  → parent   {"event": "finished", "receipt_id": str, "receipt_path": str, "validity": str, "reasons": [str]}
-    child  → parent   {"event": "failed", "error": str, "exit_code": int}      instead of any of the above
+    child  → parent   {"event": "failed", "error": str, "exit_code": int, "failure": {…} | None}
+                       instead of any of the above; the facts are a record of `receipts.failures`, None for refused input
     parent → child    {"command": "abort"}                                     the child writes no receipt and exits
 
 A parent that goes away (end of file) is an abort.
@@ -48,7 +49,6 @@ class RunRequest(Spec):
         experiment: place in a campaign; None for a plain training run.
         protocol: the measurement protocol's parameters, hashed into `protocol_digest`.
         measure_memory: take one profiled step after the timed window to count peak tensor memory.
-        matmul_flops_per_second: measured ceiling of this machine, if known, for utilisation.
     """
 
     resolved: ResolvedLane
@@ -65,7 +65,6 @@ class RunRequest(Spec):
     experiment: Experiment | None = None
     protocol: dict[str, str | int | float | bool] = Field(default_factory=dict)
     measure_memory: bool = True
-    matmul_flops_per_second: float | None = None
 
 
 class PairRequest(Spec):

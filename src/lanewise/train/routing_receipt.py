@@ -53,4 +53,21 @@ def routing_record(
         expert_picks=None if load is None else load.expert_picks,
         expert_picks_cv=None if load is None else load.expert_picks_cv,
         null_ratio=None if load is None else load.null_ratio,
+        expert_ranks=expert_ranks(moe.num_experts, lane.topology.ep),
+        tokens_between_ranks=_tokens_between_ranks(lane.topology.ep, missing),
     )
+
+
+def expert_ranks(num_experts: int, num_ranks: int) -> tuple[int, ...]:
+    """Rank of the expert-parallel group that holds each expert: equal shares, in order."""
+    return tuple(expert * num_ranks // num_experts for expert in range(num_experts))
+
+
+def _tokens_between_ranks(
+    num_ranks: int, missing: dict[str, str]
+) -> tuple[tuple[int, ...], ...] | None:
+    """Tokens sent from rank to rank: none where one rank holds every expert."""
+    if num_ranks == 1:
+        return ((0,),)
+    missing["routing.tokens_between_ranks"] = "this run did not count what its ranks sent"
+    return None

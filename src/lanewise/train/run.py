@@ -2,68 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lanewise.errors import UsageError
+from lanewise.errors import LanewiseError, RunFailed, UsageError
 from lanewise.lane.built import require_built
 from lanewise.lane.gpu import find_gpu
 from lanewise.measure.goodput import GoodputClock
-from lanewise.measure.memory import CPU_METHOD, live_tensors, measure_cpu_step, peak_rss_bytes
+from lanewise.measure.memory import live_tensors, measure_cpu_step
 from lanewise.measure.steady import RULE, detect_warmup
 from lanewise.measure.steps import StepRecorder
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.parallel import compile_regions, recompute
+from lanewise.receipts.document import short
 from lanewise.receipts.environment import collect_environment, collect_machine
-from lanewise.receipts.schema import CompileRecord, Memory, RunReceipt, Warmup
+from lanewise.receipts.failures import Failure
+from lanewise.receipts.schema import CompileRecord, RunReceipt, Warmup
 from lanewise.receipts.store import Store
+from lanewise.receipts.utilization import TensorActivity
 from lanewise.train import checkpoint, routing, saved
 from lanewise.train.build import build_model
+from lanewise.train.compiling import compile_record, trigger_compilation
 from lanewise.train.data.corpus import check_vocab, open_corpus
 from lanewise.train.data.packing import Loader
+from lanewise.train.failure import (
+    circumstances,
+    failure_of,
+    in_words,
+    is_compiler_error,
+    is_out_of_memory,
+)
+from lanewise.train.finished import Finished
+from lanewise.train.flops_receipt import stored_ceiling, tokens_per_step
 from lanewise.train.loop import StepResult, TrainingLoop
+from lanewise.train.memory_receipt import SHARED, SWITCHED_OFF, memory_record
 from lanewise.train.optim import parameter_groups
-from lanewise.train.receipt import RunFacts, assemble, tokens_per_step
+from lanewise.train.receipt import RunFacts, assemble
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import LOAD_FIELDS
+from lanewise.vendors.gpm import TensorPipeWatch
 
 MIN_STEADY_STEPS = 8
 """Least steady steps of a run that detects its own warm-up."""
-
-SWITCHED_OFF = "observability.{} is off"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """A run that wrote its receipt.
-
-    Attributes:
-        receipt: what was written, but for `artifacts`, which the store adds.
-        location: file or URI of the receipt.
-    """
-
-    receipt: RunReceipt
-    location: str
-
-    @property
-    def validity(self) -> str:
-        """Whether the run may count as evidence."""
-        return self.receipt.outcome.validity
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Name and detail of every check that failed."""
-        checks = self.receipt.outcome.checks
-        return tuple(f"{check.name}: {check.detail}" for check in checks if not check.ok)
 
 
 class Run:
@@ -105,13 +94,17 @@ class Run:
         self._recorder = StepRecorder()
         self._expert_loads: list[np.ndarray] = []
         self._auxiliary_losses: dict[str, list[float]] = {}
+        self._layer_losses: dict[tuple[int, str], list[float]] = {}
         self._gpu = find_gpu() if resolved.device_type == "cuda" else None
+        self._tensor_pipes = None if self._gpu is None else TensorPipeWatch()
         self._origin: saved.Origin | None = None
         self._finished = False
         self._compile_seconds = 0.0
         with self.goodput.span("training_prep"):
             self._build(measure=watched.measurements)
             self._first_step = self._loop.next_step
+        if self._tensor_pipes is not None:
+            self._tensor_pipes.start()
 
     def _build(self, *, measure: bool) -> None:
         resolved, lane = self.request.resolved, self.lane
@@ -177,28 +170,17 @@ class Run:
         if compiled:
             compile_regions.compile_blocks(self.model.sub_layers, offered)
             start_ns = self._clock()
-            with self.goodput.span("compile"):
-                self._trigger_compilation(device)
+            try:
+                with self.goodput.span("compile"):
+                    trigger_compilation(
+                        self.model, self._optimizer, lane, replay=self._replay, step=self.next_step
+                    )
+            except Exception as error:
+                # Everything a receipt needs is built by now, and a compiler that gives up is evidence.
+                self._compile_seconds = (self._clock() - start_ns) / 1e9
+                raise self.give_up(error) from error
             self._compile_seconds = (self._clock() - start_ns) / 1e9
         self.ops.reset_counters()
-
-    def _trigger_compilation(self, device: torch.device) -> None:
-        """One forward and backward on a made-up batch, so that no training step compiles; leaves no trace in the model."""
-        batch = self.lane.batch
-        shape = (batch.micro_batch_size, batch.sequence_length)
-        tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        loads = [buffer for name, buffer in self.model.named_buffers() if name.endswith("load")]
-        before = [load.clone() for load in loads]
-        # Called as a training step will call it, or the first step would compile again.
-        document_ids = tokens if self.lane.data.isolate_documents else None
-        expert_ids = None
-        if self._replay is not None:
-            (expert_ids, *_) = self._replay.peek(self._loop.next_step, device)
-        loss = self.model(tokens, tokens, document_ids=document_ids, expert_ids=expert_ids)
-        loss.total.backward()
-        self._optimizer.zero_grad(set_to_none=True)
-        for load, value in zip(loads, before, strict=True):
-            load.copy_(value)
 
     def describe(self) -> str:
         """One line: parameters, data, tokens of a step."""
@@ -244,6 +226,8 @@ class Run:
             self._expert_loads.append(result.expert_loads)
         for name, value in result.auxiliary_losses.items():
             self._auxiliary_losses.setdefault(name, []).append(value)
+        for layer_and_name, value in result.layer_losses.items():
+            self._layer_losses.setdefault(layer_and_name, []).append(value)
         return result
 
     def save_checkpoint(self) -> Path | None:
@@ -292,20 +276,62 @@ class Run:
             rule=RULE, steps=min(steps, len(self._recorder)), steady=steady, reason=reason
         )
 
-    def finish(self, *, warmup: Warmup | None = None, aborted: str | None = None) -> Finished:
+    def give_up(self, error: Exception) -> Exception:
+        """Write the receipt of a run that an error has ended; returns what to raise.
+
+        That is the error itself, or, for one that only torch can read, a line a person can act on. Where no receipt can
+        be written either, the error speaks alone.
+        """
+        failure = failure_of(
+            error,
+            circumstances(
+                step=self.next_step if self._recorder else None, compiled=self._compile_record()
+            ),
+        )
+        line = in_words(failure, error)
+        kept = ""
+        with contextlib.suppress(LanewiseError):
+            finished = self.finish(aborted=line, failure=failure)
+            kept = f"; receipt {short(finished.receipt.receipt_id)} has the facts"
+        if is_compiler_error(error) or is_out_of_memory(error):
+            return RunFailed(line + kept)
+        return error
+
+    def finish(
+        self,
+        *,
+        warmup: Warmup | None = None,
+        aborted: str | None = None,
+        failure: Failure | None = None,
+    ) -> Finished:
         """Close the run and write its receipt; once.
 
         Args:
             warmup: steps to drop, decided by a campaign; None detects them here.
             aborted: why not all steps were taken, or None.
+            failure: the facts of what stopped it, or None where nothing did or the checks of the receipt tell.
         """
         if self._finished:
             raise RuntimeError("finish was called twice; a run writes exactly one receipt")
         self._finished = True
         observations = dict(self.ops.observed())
         missing: dict[str, str] = {}
-        memory = self._memory(missing, aborted)
+        activity: TensorActivity | str = (
+            "no GPU" if self._tensor_pipes is None else self._tensor_pipes.stop()
+        )
+        place = self.request.experiment
+        is_alone = place is None or place.design != "toggle"
+        if not is_alone:
+            activity = SHARED
         watched = self.lane.observability
+        memory = memory_record(
+            missing,
+            is_measured=watched.measurements,
+            is_profiled=self.request.measure_memory,
+            is_alone=is_alone,
+            aborted=aborted,
+            peak_tensor_bytes=self._peak_tensor_bytes,
+        )
         if not watched.measurements:
             reason = SWITCHED_OFF.format("measurements")
             missing["numerics.grad_norm_last"] = reason
@@ -313,7 +339,7 @@ class Run:
                 missing |= dict.fromkeys(LOAD_FIELDS, reason)
         if not watched.goodput:
             missing["goodput"] = SWITCHED_OFF.format("goodput")
-        resolved = self.request.resolved
+        machine = collect_machine(self.request.resolved.machine_class, gpu=self._gpu)
         body = assemble(
             RunFacts(
                 request=self.request,
@@ -323,6 +349,7 @@ class Run:
                 recorder=self._recorder,
                 expert_loads=self._expert_loads,
                 auxiliary_losses=self._auxiliary_losses,
+                layer_losses=self._layer_losses,
                 warmup=warmup or self._detect_warmup(),
                 goodput=self.goodput.summary(),
                 compile=self._compile_record(),
@@ -330,13 +357,16 @@ class Run:
                 environment=collect_environment(
                     num_threads=self.request.num_threads, gpu=self._gpu
                 ),
-                machine=collect_machine(resolved.machine_class, gpu=self._gpu),
+                machine=machine,
                 data=self.corpus.record,
                 missing=missing,
                 initial_weights=None if self._origin is None else self._origin.model_dump(),
                 host_allocator=self._host_allocator,
                 routing_ids_digest=routing.ids_digest(self._replay, self._record),
                 aborted=aborted,
+                failure=failure,
+                ceiling=stored_ceiling(self.request, machine, self._created_at),
+                tensor_activity=activity,
             )
         )
         steps = self._recorder.series() if watched.temporal_perf else None
@@ -351,53 +381,10 @@ class Run:
         )
 
     def _compile_record(self) -> CompileRecord:
-        if not self.request.resolved.runtime_switches.get("regional_compile", False):
-            return CompileRecord(
-                enabled=False,
-                cache_state="unused",
-                compile_duration_seconds=0.0,
-                graph_breaks=0,
-                recompiles=0,
-                graph_captures=0,
-            )
-        counts = compile_regions.compile_counts()
-        return CompileRecord(
-            enabled=True,
-            cache_state=counts.cache_state,
-            compile_duration_seconds=self._compile_seconds,
-            graph_breaks=counts.graph_breaks,
-            recompiles=counts.recompiles,
-            graph_captures=0,
-        )
+        enabled = self.request.resolved.runtime_switches.get("regional_compile", False)
+        return compile_record(enabled=enabled, seconds=self._compile_seconds)
 
-    def _memory(self, missing: dict[str, str], aborted: str | None) -> Memory:
-        if not self.lane.observability.measurements:
-            missing["memory"] = SWITCHED_OFF.format("measurements")
-            return Memory(
-                method="none",
-                peak_allocated_bytes=None,
-                peak_reserved_bytes=None,
-                peak_device_used_bytes=None,
-                alloc_retries=None,
-                ooms=None,
-            )
-        for counter in ("peak_reserved_bytes", "alloc_retries", "ooms"):
-            missing[f"memory.{counter}"] = "the CPU allocator keeps no such counter"
-        peak_rss = peak_rss_bytes()  # before the profiler, whose events take memory themselves
-        peak_tensor_bytes: int | None = None
-        if aborted is not None:
-            missing["memory.peak_allocated_bytes"] = "the run was aborted before its profiled step"
-        elif not self.request.measure_memory:
-            missing["memory.peak_allocated_bytes"] = "no profiled step was asked for"
-        else:
-            with self.goodput.span("profiler"):
-                live = live_tensors(self.model, [self._optimizer])
-                peak_tensor_bytes = measure_cpu_step(self._loop.untimed_step, live).peak_bytes
-        return Memory(
-            method=CPU_METHOD,
-            peak_allocated_bytes=peak_tensor_bytes,
-            peak_reserved_bytes=None,
-            peak_device_used_bytes=peak_rss,
-            alloc_retries=None,
-            ooms=None,
-        )
+    def _peak_tensor_bytes(self) -> int:
+        with self.goodput.span("profiler"):
+            live = live_tensors(self.model, [self._optimizer])
+            return measure_cpu_step(self._loop.untimed_step, live).peak_bytes

@@ -11,8 +11,10 @@ from pathlib import Path
 from types import FrameType
 
 from lanewise.errors import UsageError
+from lanewise.receipts.failures import InterruptedFailure
+from lanewise.train.finished import Finished
 from lanewise.train.loop import StepResult, manual_gc
-from lanewise.train.run import Finished, Run
+from lanewise.train.run import Run
 
 
 class StopRequest:
@@ -51,7 +53,8 @@ def train_to(
     """Train until `steps` optimizer steps have been taken since step 0, then write the receipt.
 
     A stop request takes effect after the step in progress: a checkpoint is written if the run has a directory, and
-    the receipt says `aborted`. So it does when the loss is no longer finite; then no checkpoint is written.
+    the receipt says `aborted`. So it does when the loss is no longer finite; then no checkpoint is written. An error in a
+    step or a checkpoint is written down in a receipt, then raised.
 
     Args:
         run: built, possibly resumed.
@@ -62,6 +65,7 @@ def train_to(
     Raises:
         UsageError: the checkpoint it resumed from is already that far.
         StoreError: a checkpoint or the receipt cannot be written.
+        RunFailed: memory ran out, or the compiler gave up.
     """
     if run.next_step >= steps:
         raise UsageError(
@@ -73,23 +77,31 @@ def train_to(
     saved: Path | None = None
     interval = run.request.checkpoint_interval_steps
     with manual_gc():
-        while run.next_step < steps and stop.reason is None:
-            last = run.step()
-            on_step(last)
-            if not math.isfinite(last.loss):
-                diverged = f"the loss is {last.loss} at step {last.step}"
-                break
-            if interval is not None and run.next_step % interval == 0 and run.next_step < steps:
-                saved = run.save_checkpoint()
-        if diverged is None:
-            saved = run.save_checkpoint() or saved
+        try:
+            while run.next_step < steps and stop.reason is None:
+                last = run.step()
+                on_step(last)
+                if not math.isfinite(last.loss):
+                    diverged = f"the loss is {last.loss} at step {last.step}"
+                    break
+                if interval is not None and run.next_step % interval == 0 and run.next_step < steps:
+                    saved = run.save_checkpoint()
+            if diverged is None:
+                saved = run.save_checkpoint() or saved
+        except Exception as error:
+            raise run.give_up(error) from error
         interrupted = stop.reason if diverged is None and run.next_step < steps else None
         aborted = diverged or (
             f"stopped by {interrupted} after {run.next_step} of {steps} steps"
             if interrupted
             else None
         )
-        finished = run.finish(aborted=aborted)
+        stopped = None
+        if interrupted is not None:
+            stopped = InterruptedFailure(
+                signal=interrupted, steps_taken=run.next_step, steps_asked=steps
+            )
+        finished = run.finish(aborted=aborted, failure=stopped)
     return SessionResult(
         finished=finished, last=last, interrupted=interrupted, diverged=diverged, checkpoint=saved
     )

@@ -17,25 +17,14 @@ from typing import Any
 import psutil
 
 from lanewise.errors import ChildError, UsageError
-from lanewise.receipts.schema import Memory
 from lanewise.train.entry import Connection, next_command
+from lanewise.train.finished import Finished
 from lanewise.train.loop import StepResult, manual_gc
 from lanewise.train.process import prepare_process
 from lanewise.train.request import PairRequest, sharing_fault
-from lanewise.train.run import Finished, Run
+from lanewise.train.run import Run
 
 OTHER = {"A": "B", "B": "A"}
-
-
-class SharedRun(Run):
-    """A run that is not alone in its process, whose peak of memory therefore is not its own."""
-
-    def _memory(self, missing: dict[str, str], aborted: str | None) -> Memory:
-        memory = super()._memory(missing, aborted)
-        if memory.peak_device_used_bytes is None:
-            return memory
-        missing["memory.peak_device_used_bytes"] = "another run shared the process"
-        return memory.model_copy(update={"peak_device_used_bytes": None})
 
 
 def run_pair(
@@ -51,9 +40,9 @@ def run_pair(
     if fault is not None:
         raise UsageError(fault)
     allocator = prepare_process(request.control.num_threads)
-    first = SharedRun(request.control, host_allocator=allocator)
+    first = Run(request.control, host_allocator=allocator)
     with first.goodput.span("turn_wait"):
-        second = SharedRun(request.treated, host_allocator=allocator)
+        second = Run(request.treated, host_allocator=allocator)
     runs = {"A": first, "B": second}
     with manual_gc():
         connection.send(
