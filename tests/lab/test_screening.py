@@ -269,7 +269,7 @@ def test_a_screen_that_was_interrupted_resumes(world, design):
         d.verdict for d in result.decisions if d.status == "INCOMPLETE"
     }
     world.script.interrupt = lambda request, step: False
-    again = world.lab().resume(options().lane, MACHINE, result.campaign.campaign_id)
+    again = world.lab().resume(options().lane, MACHINE, result.campaign.campaign_id, verb="screen")
     assert again.campaign.status == "COMPLETE"
     assert {d.verdict for d in again.decisions} <= SCREEN_WORDS
     assert again.campaign.mode == "screen"

@@ -86,7 +86,7 @@ def screen(
         if resume is None:
             result = lab.screen(options, design)
         else:
-            result = lab.resume(options.lane, options.machine_class, resume)
+            result = lab.resume(options.lane, options.machine_class, resume, verb="screen")
     _print_result(result, lab, as_json=as_json)
     if result.interrupted:
         raise RunInterrupted(

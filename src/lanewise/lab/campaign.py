@@ -144,7 +144,7 @@ def newest_unfinished(store_root: str, lane_name: str) -> CampaignFolder:
     """
     for plan in stored_plans(store_root):
         folder = CampaignFolder.find(store_root, plan.campaign_id)
-        if plan.lane.name == lane_name and folder.missing():
+        if plan.lane.name == lane_name and plan.screen_design is None and folder.missing():
             return folder
     raise UsageError(
         f"no unfinished campaign of lane {lane_name!r} in {store_root}; run `lanewise ablate {lane_name}` "

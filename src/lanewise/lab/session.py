@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from lanewise.errors import UsageError
 from lanewise.lab.campaign import CampaignFolder, newest_unfinished
@@ -86,11 +87,18 @@ class Lab:
         folder = CampaignFolder.create(self.store.root, plan)
         return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
 
-    def resume(self, lane: Lane, machine_class: str, campaign_id: str | None) -> CampaignResult:
+    def resume(
+        self,
+        lane: Lane,
+        machine_class: str,
+        campaign_id: str | None,
+        *,
+        verb: Literal["ablate", "screen"] = "ablate",
+    ) -> CampaignResult:
         """Run the missing blocks of a campaign of this lane; the newest unfinished one when none is named.
 
         Raises:
-            UsageError: there is no such campaign, or it is of another lane or machine.
+            UsageError: there is no such campaign, or it is of another lane, machine or verb.
             CampaignError: it is being driven by another process, or its files are damaged.
         """
         self._require_local_store()
@@ -99,6 +107,12 @@ class Lab:
         else:
             folder = CampaignFolder.find(self.store.root, campaign_id)
         plan = folder.plan()
+        started_by = "ablate" if plan.screen_design is None else "screen"
+        if started_by != verb:
+            raise UsageError(
+                f"{plan.campaign_id} was started by `lanewise {started_by}`; continue it with "
+                f"`lanewise {started_by} {lane.name} --resume {plan.campaign_id}`"
+            )
         if lane_digest(plan.lane) != lane_digest(lane):
             raise UsageError(
                 f"campaign {plan.campaign_id} measured lane {plan.lane.name!r} as {lane_digest(plan.lane)[:19]}, and "
