@@ -64,6 +64,35 @@ def test_plan_prints_and_writes_nothing(world, capsys):
     assert stored_plans(world.store.root) == []
 
 
+PLAN = ["plan", "nam56r-tiny", "--feature", "fused_moe", "--feature", "extra_aux_losses"]
+
+
+def test_an_effect_asked_for_plans_its_blocks_and_says_looks_levels_and_what_they_find(
+    world, capsys
+):
+    assert run([*PLAN, "--effect", "2%", "--budget", "30m"]) == 0
+    first, *more = [line for line in capsys.readouterr().out.splitlines() if "  " in line][1:]
+    assert "of at most 30 min" in first
+    assert "blocks chosen to find 2.0 % with 80 % power" in first
+    assert "(assumed noise;" in first
+    assert any("looks after " in line and "(5 % over all) · finds ≥ " in line for line in more)
+
+    assert run([*PLAN, "--effect", "2%", "--budget", "30m", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    moe, _tax = document["features"]
+    assert moe["planned_blocks"] == moe["boundary"]["looks"][-1] > 12
+    assert moe["detectable_log"] <= document["planned_effect_log"]
+    assert document["planned_effect_log"] == pytest.approx(0.0198, abs=1e-4)
+
+
+def test_an_early_stop_is_said_and_ends_the_campaign(world, capsys):
+    world.script.seconds = faster
+    assert run([*MOE[:4], "--blocks", "6", "--budget", "5m"]) == 0
+    out, err = capsys.readouterr()
+    assert "fused_moe stopped after 4 of 6 blocks: a difference" in err
+    assert "4 of 6" in out
+
+
 def test_ctrl_c_exits_130_and_prints_the_command_that_continues(world, capsys):
     world.script.interrupt = lambda request, step: place(request) == "fused_moe/2/B" and step == 5
     assert run([*MOE, "--blocks", "3"]) == 130
@@ -104,6 +133,11 @@ def test_nothing_told_exits_4(world, capsys):
         (["ablate", "nam56r-tinny"], "Did you mean 'nam56r-tiny'?"),
         ([*MOE[:2], "--budget", "soon"], "write a positive number and a unit"),
         ([*MOE[:2], "--budget", "3s"], "give a larger --budget"),
+        ([*MOE, "--effect", "2"], "write a positive percentage"),
+        ([*MOE, "--effect", "0.4%"], "within the margin of 0.50%"),
+        ([*MOE, "--effect", "1%"], "takes more than 48 blocks"),
+        ([*MOE, "--effect", "2%"], "to --budget"),
+        ([*MOE, "--effect", "2%", "--blocks", "9"], "give one of them"),
         ([*MOE[:2], "--feature", "fused_mo"], "Did you mean 'fused_moe'?"),
         ([*MOE[:2], "--feature", "fused_mla_projection"], "not built in this version"),
         ([*MOE, "--fail-on", "faster"], "use slower, over_budget, invalid"),

@@ -46,6 +46,8 @@ class Case:
     observed_ok: bool = True
     budget: float | None = None
     num_blocks: int = 3
+    planned_blocks: int | None = None
+    """More than were run, where a look stopped the feature early."""
     compile_seconds: float = 0.0
     status: str = "COMPLETE"
     loss_gain_per_step: float = 0.0
@@ -62,6 +64,7 @@ CASES: tuple[Case, ...] = (
         versus="recurrence.torch",
         observed="chunked.torch",
         memory_mib=-41,
+        planned_blocks=9,
     ),
     Case(
         feature="fused_recurrent",
@@ -191,7 +194,11 @@ def build_campaign(
             "lane": lane,
             "decisions": [d.decision_id for d in decisions],
             "features": [
-                *(_planned(c.feature, c.num_blocks, None) for c in cases if c.num_blocks),
+                *(
+                    _planned(c.feature, c.planned_blocks or c.num_blocks, None)
+                    for c in cases
+                    if c.num_blocks
+                ),
                 _planned("fused_linear_ce", 0, "the budget of 5 min holds no block of it"),
             ],
             "discarded_blocks": ["fused_moe block 2: arm B was killed (signal 9); it ran again"],
@@ -264,6 +271,7 @@ def _decision(
             "stance": case.stance,
             "tax_budget_ratio": case.budget,
             "blocks": blocks,
+            **(_looks(case) if measured else {}),
         }
     )
 
@@ -277,6 +285,29 @@ def _losses(store: Store, blocks: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         f"loss_{point}": {"control": pair.control, "treated": pair.treated, "delta": pair.delta}
         for point, pair in (("equal_steps", found.equal_steps), ("equal_time", found.equal_time))
+    }
+
+
+def _looks(case: Case) -> dict[str, Any]:
+    planned = case.planned_blocks or case.num_blocks
+    early = planned > case.num_blocks
+    claims = case.verdict not in ("INVALID", "NOISE") and case.status == "COMPLETE"
+    return {
+        "boundary": {
+            "looks": [case.num_blocks, planned] if early else [planned],
+            "alpha": 0.05,
+            "nominal_alpha": 0.03 if early else 0.05,
+        },
+        "looks": [
+            {
+                "num_blocks": case.num_blocks,
+                "log_ratio": math.log(case.ratio),
+                "nominal_p": 0.0004,
+                "outcome": "difference" if case.verdict == "FASTER" else "last",
+            }
+        ],
+        "adjusted_p": 0.0032 if claims else None,
+        "adjustment": "holm" if claims else None,
     }
 
 

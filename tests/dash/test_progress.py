@@ -106,3 +106,19 @@ def test_a_block_that_runs_again_does_not_count_as_done() -> None:
     progress.start(plan())
     progress.block_discarded("feature_0", 1, "killed", retried=True)
     assert progress.eta_seconds() == pytest.approx(55.0)
+
+
+def test_a_stopped_feature_says_so_and_leaves_the_time_left() -> None:
+    clock = FakeClock()
+    target, out = console(terminal=False)
+    with CampaignProgress(target, clock=clock) as progress:
+        progress.start(plan())
+        clock.now += 20.0
+        progress.block_finished("feature_0", 1, 3, 0.69, None, None)
+        progress.block_finished("feature_1", 1, 3, 0.69, None, None)
+        assert progress.eta_seconds() == 40.0
+        progress.feature_stopped("feature_0", 1, 3, "difference")
+        assert progress.eta_seconds() == 20.0
+    assert out.getvalue().splitlines()[-1] == (
+        "feature_0 stopped after 1 of 3 blocks: a difference"
+    )

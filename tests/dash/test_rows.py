@@ -14,6 +14,8 @@ def test_the_columns_are_the_ones_a_person_was_promised() -> None:
         "vs",
         "Δ step time",
         "95 % interval",
+        "adjusted p",
+        "stopped at",
         "Δ tokens/s",
         "Δ memory",
         "Δ goodput",
@@ -33,6 +35,8 @@ def test_a_complete_decision_fills_every_cell() -> None:
         "padded.torch",
         "−31.0 %",
         "[−33.0, −29.0]",
+        "—",
+        "—",
         "+45.0 %",
         "−11 MiB",
         "+1.0 pp",
@@ -126,5 +130,25 @@ def test_a_tax_shows_its_loss_at_equal_steps_and_at_equal_time() -> None:
 def test_losses_have_columns_only_beside_a_decision_that_compares_them() -> None:
     keys = [column.key for column in columns([make_decision()])]
     assert not {"loss_steps", "loss_time"} & set(keys)
-    keys = [column.key for column in columns([make_decision(), make_decision(TAX)])]
+    keys = [column.key for column in columns([make_decision(), make_decision({**TAX, **LOOKS})])]
     assert keys == [column.key for column in COLUMNS]
+
+
+LOOKS = {
+    "boundary": {"looks": [1, 4], "alpha": 0.05, "nominal_alpha": 0.03},
+    "looks": [{"num_blocks": 1, "log_ratio": -0.3, "nominal_p": 0.002, "outcome": "difference"}],
+    "adjusted_p": 0.0123,
+    "adjustment": "holm",
+}
+
+
+def test_a_decision_that_knows_its_looks_says_where_it_stopped_and_its_corrected_p() -> None:
+    old, new = rows([make_decision(), make_decision(LOOKS)])
+    assert (new.stopped_at, new.adjusted_p) == ("1 of 4", "0.012")
+    assert new.sort_keys["adjusted_p"] == 0.0123
+    assert (old.stopped_at, old.adjusted_p) == ("—", "—")
+
+
+def test_documents_before_looks_were_known_have_no_column_for_them() -> None:
+    keys = [column.key for column in columns([make_decision()])]
+    assert not {"stopped_at", "adjusted_p"} & set(keys)

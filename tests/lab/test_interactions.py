@@ -72,6 +72,14 @@ def test_both_bases_share_every_round(world):
     assert order == sorted(order)
 
 
+def test_no_look_ends_a_series_that_will_be_compared(world):
+    """An early stop keeps large means, so the difference of two such series would have no interval."""
+    world.script.seconds = planted(noise_sd=0.001)
+    result = measure(world, blocks=6, features=("fused_moe", "full_stack"))
+    assert {d.boundary.looks for d in result.decisions} == {(6,)}
+    assert {len(d.blocks) for d in result.decisions} == {6}
+
+
 def test_additive_effects_show_no_interaction_and_explain_the_stack(world):
     world.script.seconds = planted(noise_sd=0.01, seed=3)
     table = measure(world, blocks=4).campaign.interactions

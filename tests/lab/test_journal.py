@@ -4,7 +4,8 @@ import os
 import pytest
 
 from lanewise.errors import CampaignError, StoreError
-from lanewise.lab.journal import BlockDone, BlockLost, Journal
+from lanewise.lab.journal import BlockDone, BlockLost, Journal, Stopped
+from lanewise.receipts.decision import LookRecord
 from tests.receipts.factory import sha
 
 DONE = BlockDone(
@@ -25,6 +26,10 @@ DONE = BlockDone(
 LOST = BlockLost(
     feature="fused_moe", block=2, attempt=1, reason="killed\nby hand", wall_seconds=1.0
 )
+STOPPED = Stopped(
+    feature="fused_moe",
+    look=LookRecord(num_blocks=4, log_ratio=-0.2, nominal_p=0.001, outcome="difference"),
+)
 
 
 @pytest.fixture
@@ -36,7 +41,8 @@ def test_what_is_appended_is_read_back_in_order(journal):
     assert journal.read() == ()
     journal.append(DONE)
     journal.append(LOST)
-    assert journal.read() == (DONE, LOST)
+    journal.append(STOPPED)
+    assert journal.read() == (DONE, LOST, STOPPED)
 
 
 @pytest.mark.parametrize("lost_bytes", [1, 2, 50])

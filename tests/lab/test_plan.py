@@ -10,7 +10,6 @@ from lanewise.lab.plan import (
     allocate,
     block_seconds,
     parse_budget,
-    planned_mde,
 )
 
 
@@ -114,6 +113,17 @@ def test_the_users_number_of_blocks_is_kept():
         allot([candidate("f")], 20.0, blocks=7)
 
 
-def test_the_detectable_effect_shrinks_with_blocks_and_grows_with_noise():
-    few, many = (allot([candidate("f")], s) for s in (14.5, 1000.0))
-    assert planned_mde(0.03, many) < planned_mde(0.03, few) < planned_mde(0.1, few)
+def test_blocks_that_an_effect_needs_are_kept_per_feature():
+    features = allot([candidate("f"), candidate("tax")], 600.0, blocks={"f": 14, "tax": 9})
+    assert [f.blocks for f in features] == [14, 9]
+    assert sum(f.blocks * f.block_seconds for f in features) <= 600.0
+
+
+def test_an_effect_drops_no_feature_for_the_budget_but_says_what_is_lacking():
+    # a block of three quads: 0.7 setup + 2 closing + 16 steps of 0.1 s = 4.3 s; 20 of them over two features 86 s
+    with pytest.raises(UsageError) as error:
+        allot([candidate("f"), candidate("g")], 60.0, blocks={"f": 10, "g": 10})
+    said = str(error.value)
+    assert "20 blocks over 2 features, about 86 s" in said
+    assert "the budget leaves 60 s" in said
+    assert "add 26 s to --budget" in said

@@ -8,13 +8,11 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from lanewise.measure import stats
-from lanewise.receipts.decision import Verdict
 
 contrasts_lists = st.lists(
     st.floats(-1, 1).map(lambda x: round(x, 6)), min_size=2, max_size=10
 ).filter(lambda values: np.std(values) > 1e-6)
 seconds = st.floats(1e-3, 1e3)
-HOT = {"margin_log": 0.005, "tax_budget_ratio": None}
 
 
 def simulated(num_campaigns: int, num_blocks: int, sd: float, effect: float = 0.0) -> np.ndarray:
@@ -110,9 +108,6 @@ def test_swapping_the_arms_negates_the_estimate(contrasts: list[float]):
     assert other.interval_low == pytest.approx(1 / one.interval_high)
     assert other.half_width_log == pytest.approx(one.half_width_log)
     assert other.sign_flip_p == one.sign_flip_p
-    swapped = {Verdict.FASTER: Verdict.SLOWER, Verdict.SLOWER: Verdict.FASTER}
-    found, _ = stats.verdict(one, **HOT)
-    assert stats.verdict(other, **HOT)[0] is swapped.get(found, found)
 
 
 def test_one_block_is_an_estimate_without_interval():
@@ -125,7 +120,6 @@ def test_one_block_is_an_estimate_without_interval():
         estimate.sign_flip_p,
     )
     assert nothing == (None, None, None, None)
-    assert stats.verdict(estimate, **HOT) == (Verdict.INCONCLUSIVE, "one block has no interval")
 
 
 @pytest.mark.parametrize("contrasts", [[], [0.1, math.nan], [math.inf]])
@@ -137,7 +131,6 @@ def test_impossible_contrasts_are_refused(contrasts: list[float]):
 def test_identical_contrasts_have_a_zero_width_interval():
     estimate = stats.estimate_from_contrasts([0.1] * 4)
     assert (estimate.half_width_log, estimate.mde_log) == (0.0, 0.0)
-    assert stats.verdict(estimate, **HOT)[0] is Verdict.SLOWER
     assert stats.paired_t_p([0.1] * 4) == 0.0
     assert stats.paired_t_p([0.0] * 4) == 1.0
 
@@ -187,78 +180,9 @@ def test_mde_by_the_formula():
         stats.mde(0.02, 1)
 
 
-@settings(deadline=None)
-@given(sd=st.floats(1e-4, 0.5), effect=st.floats(1e-3, 0.5))
-def test_required_blocks_is_the_fewest_that_detect(sd: float, effect: float):
-    num_blocks = stats.required_blocks(sd, effect)
-    assert stats.mde(sd, num_blocks) <= effect
-    assert num_blocks == 2 or stats.mde(sd, num_blocks - 1) > effect
-
-
-def test_required_blocks_has_no_answer_for_no_effect():
-    with pytest.raises(ValueError, match="must be positive"):
-        stats.required_blocks(0.1, 0.0)
-
-
 def test_margin_is_half_a_percent_unless_the_noise_is_larger():
     assert stats.margin_log(None) == stats.margin_log(0.001) == 0.005
     assert stats.margin_log(0.01) == 0.02
-
-
-# --- verdicts ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("contrasts", "expected"),
-    [
-        ([-0.10, -0.11, -0.09, -0.10], Verdict.FASTER),
-        ([0.10, 0.11, 0.09, 0.10], Verdict.SLOWER),
-        ([0.001, -0.001, 0.0005, -0.0005], Verdict.EQUIVALENT),
-        ([0.0020, 0.0021, 0.0019, 0.0020], Verdict.EQUIVALENT),
-        ([-0.10, 0.09, -0.12, 0.05], Verdict.INCONCLUSIVE),
-        ([0.0044, 0.0054, 0.0039, 0.0045], Verdict.INCONCLUSIVE),
-    ],
-)
-def test_verdicts_of_hot_paths(contrasts: list[float], expected: Verdict):
-    found, reason = stats.verdict(stats.estimate_from_contrasts(contrasts), **HOT)
-    assert found is expected
-    assert reason
-
-
-@pytest.mark.parametrize(
-    ("contrasts", "expected"),
-    [
-        ([0.001, 0.002, 0.0015, 0.001], Verdict.WITHIN_BUDGET),
-        ([-0.2, -0.21, -0.2, -0.19], Verdict.WITHIN_BUDGET),
-        ([0.02, 0.021, 0.019, 0.02], Verdict.OVER_BUDGET),
-        ([0.005, 0.012, 0.009, 0.02], Verdict.INCONCLUSIVE),
-    ],
-)
-def test_verdicts_of_taxes_compare_the_interval_with_the_budget(
-    contrasts: list[float], expected: Verdict
-):
-    estimate = stats.estimate_from_contrasts(contrasts)
-    found, reason = stats.verdict(estimate, margin_log=0.005, tax_budget_ratio=1.01)
-    assert found is expected
-    assert "1.0%" in reason
-
-
-@settings(deadline=None)
-@given(contrasts=contrasts_lists, margin=st.floats(0.001, 0.5), scale=st.floats(0.001, 1))
-def test_a_verdict_holds_exactly_one_of_its_conditions(
-    contrasts: list[float], margin: float, scale: float
-):
-    estimate = stats.estimate_from_contrasts([scale * contrast for contrast in contrasts])
-    low, high = math.log(estimate.interval_low), math.log(estimate.interval_high)
-    large = abs(estimate.log_ratio) >= margin
-    conditions = {
-        Verdict.FASTER: high < 0 and large,
-        Verdict.SLOWER: low > 0 and large,
-        Verdict.EQUIVALENT: stats.is_equivalent(estimate, margin),
-    }
-    assert sum(conditions.values()) <= 1
-    expected = next((v for v, holds in conditions.items() if holds), Verdict.INCONCLUSIVE)
-    assert stats.verdict(estimate, margin_log=margin, tax_budget_ratio=None)[0] is expected
 
 
 # --- multiplicity ------------------------------------------------------------------------------------------------
@@ -313,15 +237,6 @@ def test_the_interval_covers_the_true_effect_in_ninety_five_percent():
         )
     )
     assert covered / CAMPAIGNS == pytest.approx(0.95, abs=THREE_SE)
-
-
-def test_tost_declares_an_effect_at_the_margin_equivalent_in_at_most_five_percent():
-    margin = 0.02
-    equivalent = sum(
-        stats.is_equivalent(stats.estimate_from_contrasts(row.tolist()), margin)
-        for row in simulated(CAMPAIGNS, 8, 0.01, margin)
-    )
-    assert 0.02 < equivalent / CAMPAIGNS <= 0.05 + THREE_SE
 
 
 def test_an_effect_of_the_mde_is_found_in_eighty_percent():

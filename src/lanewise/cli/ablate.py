@@ -60,6 +60,15 @@ BlocksOption = Annotated[
         "--blocks", min=2, max=99, help="Blocks of each feature.", show_default="by budget"
     ),
 ]
+EffectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--effect",
+        metavar="PERCENT",
+        help="Plan the blocks that find a change of step time this large (2%) with 80 % power; of a tax: this far from "
+        "its budget. --budget is then an upper bound.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
 ThreadsOption = Annotated[
     int | None,
@@ -94,6 +103,7 @@ def ablate(
     design: DesignOption = "leave-one-out",
     block_design: BlockDesignOption = None,
     blocks: BlocksOption = None,
+    effect: EffectOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
@@ -126,6 +136,7 @@ def ablate(
         design,
         block_design,
         blocks,
+        effect,
         seed,
         threads,
         overrides,
@@ -155,6 +166,7 @@ def plan(
     design: DesignOption = "leave-one-out",
     block_design: BlockDesignOption = None,
     blocks: BlocksOption = None,
+    effect: EffectOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
@@ -176,6 +188,7 @@ def plan(
         design,
         block_design,
         blocks,
+        effect,
         seed,
         threads,
         overrides,
@@ -199,6 +212,7 @@ def _options(
     design: Literal["leave-one-out", "add-one", "both"],
     block_design: Literal["lockstep", "sequential"] | None,
     blocks: int | None,
+    effect: str | None,
     seed: int,
     threads: int | None,
     overrides: list[str] | None,
@@ -206,10 +220,15 @@ def _options(
     data: str | None,
     device: Literal["auto", "cpu", "cuda"],
 ) -> CampaignOptions:
+    from lanewise.lab.detect import parse_effect
     from lanewise.lab.plan import parse_budget
     from lanewise.lab.prepare import CampaignOptions
     from lanewise.lane.machine import DEFAULT_CPU_THREADS, choose_device, detect_machine_class
 
+    if blocks is not None and effect is not None:
+        raise UsageError(
+            f"--blocks {blocks} and --effect {effect} both say how many blocks to run; give one of them"
+        )
     device_type = choose_device(device)
     return CampaignOptions(
         lane=_load(lane, overrides, config),
@@ -220,6 +239,7 @@ def _options(
         design=design,
         block_design=block_design,
         blocks=blocks,
+        effect_log=None if effect is None else parse_effect(effect),
         seed=seed,
         num_threads=threads or DEFAULT_CPU_THREADS,
         data_path=data,

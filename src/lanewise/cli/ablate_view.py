@@ -16,6 +16,7 @@ from lanewise.lab.events import (
     BlockFinished,
     BlockStarted,
     Event,
+    FeatureStopped,
     OutOfBudget,
     PilotVisited,
     PlanReady,
@@ -61,6 +62,10 @@ class CampaignView:
             case BlockDiscarded():
                 self._progress.block_discarded(
                     event.feature, event.block, event.reason, retried=event.again
+                )
+            case FeatureStopped():
+                self._progress.feature_stopped(
+                    event.feature, event.blocks_run, event.num_blocks, event.outcome
                 )
             case OutOfBudget():
                 self._line(

@@ -79,7 +79,7 @@ def screen(
     from lanewise.lab.verdicts import EXIT_INVALID
 
     options = _options(
-        lane, features, budget, "leave-one-out", None, None, seed, threads, overrides, config, data, device
+        lane, features, budget, "leave-one-out", None, None, None, seed, threads, overrides, config, data, device
     )  # fmt: skip
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)

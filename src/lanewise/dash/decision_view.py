@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lanewise.dash import format as fmt
 from lanewise.dash import pay_back
 from lanewise.dash.evidence import Evidence
+from lanewise.dash.looks import ADJUSTMENT_NAMES, boundary_words, look_words, p_cell
 from lanewise.dash.losses import quality_words
 from lanewise.dash.rows import Column, Row, interval_of
 from lanewise.dash.strips import Strip, strips
@@ -114,6 +115,7 @@ def _facts(decision: Decision) -> Pairs:
         spread = "no interval" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
         facts.append(("ratio", f"{e.ratio:.4f} {spread}, treated ÷ control"))
         facts.append((f"{e.unit}s", f"{e.num_blocks}, contrast SD {log_percent(e.block_sd_log)}"))
+        facts += _look_facts(decision)
         facts.append(("detectable", f"≥ {log_percent(e.mde_log)} with 80 % power"))
         if e.sign_flip_p is not None:
             facts.append(("sign-flip test", f"p = {e.sign_flip_p:.3g}"))
@@ -138,6 +140,29 @@ def _facts(decision: Decision) -> Pairs:
     ]
     facts += _loss_facts(decision)
     facts.append(("method", f"{decision.method} {decision.method_version}"))
+    return tuple(facts)
+
+
+def _look_facts(decision: Decision) -> Pairs:
+    """The looks as planned, the looks as taken, and what the p-value is once all features are counted."""
+    if decision.boundary is None or decision.estimate is None:
+        return ()
+    facts = [("looks planned", boundary_words(decision.boundary))]
+    if decision.looks:
+        facts.append(("looks taken", "; ".join(look_words(look) for look in decision.looks)))
+    if (p := decision.estimate.p_value) is not None:
+        tested = "no effect" if decision.tax_budget_ratio is None else "exactly its budget"
+        facts.append(("p-value", f"{p_cell(p)}, of {tested}, with earlier looks counted"))
+    if decision.adjusted_p is not None and decision.adjustment is not None:
+        name = ADJUSTMENT_NAMES[decision.adjustment]
+        facts.append(
+            (
+                "adjusted p",
+                f"{p_cell(decision.adjusted_p)} ({name}, over everything the campaign asked)",
+            )
+        )
+    if len(decision.looks) > 1 and (middle := decision.estimate.median_unbiased_log) is not None:
+        facts.append(("median-unbiased effect", log_percent(middle)))
     return tuple(facts)
 
 

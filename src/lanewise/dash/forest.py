@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lanewise.dash import format as fmt
+from lanewise.dash.looks import boundary_words, p_cell, stopped_at, stopped_early
 from lanewise.dash.rows import Tone, interval_of, verdict_tone, verdict_word
 from lanewise.dash.svg import Canvas, Linear, Scale, SignedLogarithmic
 from lanewise.receipts.decision import Decision, Estimate
@@ -122,7 +123,13 @@ def _row(canvas: Canvas, scale: Scale, y: float, decision: Decision, estimate: E
         canvas.line(low, y, high, y, f"whisker {tone}")
         for end in (low, high):
             canvas.line(end, y - 4, end, y + 4, f"whisker {tone}")
-    mark(canvas, scale(estimate.log_ratio), y, tone, tip=_words(decision, estimate))
+    mark(
+        canvas,
+        scale(estimate.log_ratio),
+        y,
+        tone,
+        tip=f"{_words(decision, estimate)}{_looks(decision)}",
+    )
     canvas.name(0, y, decision.feature, NAME_CHARACTERS)
     digits = fmt.percent_digits([interval] if interval else [])
     canvas.text(VALUES_LEFT, y - 2, fmt.signed_percent(estimate.ratio - 1, digits), "value strong")
@@ -132,7 +139,11 @@ def _row(canvas: Canvas, scale: Scale, y: float, decision: Decision, estimate: E
         else fmt.percent_interval(interval[0] - 1, interval[1] - 1, digits)
     )
     canvas.text(VALUES_LEFT, y + 12, spread, "note small")
-    canvas.text(VERDICT_LEFT, y + 4, verdict_word(decision), f"verdict {tone}")
+    if stopped_early(decision):
+        canvas.text(VERDICT_LEFT, y - 2, verdict_word(decision), f"verdict {tone}")
+        canvas.text(VERDICT_LEFT, y + 12, f"stopped at {stopped_at(decision)}", "note small")
+    else:
+        canvas.text(VERDICT_LEFT, y + 4, verdict_word(decision), f"verdict {tone}")
 
 
 def mark(canvas: Canvas, x: float, y: float, tone: Tone, *, tip: str) -> None:
@@ -143,6 +154,14 @@ def mark(canvas: Canvas, x: float, y: float, tone: Tone, *, tip: str) -> None:
         canvas.path([(x - 6, y), (x, y - 6), (x + 6, y), (x, y + 6)], "mark quiet", closed=True)
     else:
         canvas.circle(x, y, 5.5, f"mark {tone}", tip=tip)
+
+
+def _looks(decision: Decision) -> str:
+    """The levels an effect was held against, and its p among all features of the campaign."""
+    if decision.boundary is None:
+        return ""
+    corrected = "" if decision.adjusted_p is None else f", adjusted p {p_cell(decision.adjusted_p)}"
+    return f"; looked at {boundary_words(decision.boundary)}{corrected}"
 
 
 def _words(decision: Decision, estimate: Estimate) -> str:

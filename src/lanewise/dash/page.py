@@ -20,6 +20,7 @@ from lanewise.dash.interactions import (
     interaction_rows,
     interaction_sentence,
 )
+from lanewise.dash.looks import adjustment_sentence, boundary_words
 from lanewise.dash.losses import LossChart, loss_charts
 from lanewise.dash.rows import Column, columns, rows
 from lanewise.dash.summary import (
@@ -67,6 +68,8 @@ class Page:
     component_notes: str
     columns: tuple[Column, ...]
     decisions: tuple[DecisionView, ...]
+    multiplicity: str | None
+    """What the corrected p-values mean; None where there are none."""
     not_measured: Pairs
     interactions: InteractionSection | None
     forest: str | None
@@ -108,6 +111,7 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
             decision_view(d, row, evidence)
             for d, row in zip(decisions, rows(decisions), strict=True)
         ),
+        multiplicity=adjustment_sentence(decisions),
         not_measured=_not_measured(campaign, decisions),
         interactions=_interactions(campaign, decisions),
         forest=forest(decisions),
@@ -287,10 +291,21 @@ def _method(
         f"The unit of evidence is the block: {turns} (order seed {campaign.order_seed}).",
         f"Warm-up is detected, not assumed (rule {', '.join(rules)}); both arms drop the longer one.",
         f"A block's contrast is the median of log treated − log control; the effect is their mean over blocks "
-        f"with a Student interval, given as a ratio ({', '.join(methods)}).",
+        f"with a Student interval, given as a ratio ({', '.join(methods)}).{_looked(decisions)}",
         "A run counts only when every check holds and the observed backend is the one its arm asks for; "
         f"effects within the margin δ = {', '.join(margins) or 'none'} do not matter, "
         "taxes are held to their own budget.",
+    )
+
+
+def _looked(decisions: Sequence[Decision]) -> str:
+    """How often a campaign looked before it ended, and that the interval knows it."""
+    looks = sorted({boundary_words(d.boundary) for d in decisions if d.boundary is not None})
+    if not looks:
+        return ""
+    return (
+        f" Looks were planned before the first block: {'; '.join(looks)}. Where a campaign could stop early, the "
+        "interval orders outcomes by look, so it covers as often as it says."
     )
 
 

@@ -24,7 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lanewise.dash import format as fmt
-from lanewise.receipts.decision import CampaignRecord
+from lanewise.dash.looks import outcome_words
+from lanewise.receipts.decision import CampaignRecord, LookOutcome
 
 REDRAW_SECONDS = 0.2
 BAR_WIDTH = 36
@@ -141,6 +142,23 @@ class CampaignProgress:
             self._count(feature, block, self._planned_blocks.get(feature, block))
         again = "; it runs again" if retried else ""
         self.message(f"INVALID  {feature} block {block}: {reason}{again}")
+
+    def feature_stopped(
+        self, feature: str, blocks_run: int, num_blocks: int, outcome: LookOutcome
+    ) -> None:
+        """A look ended a feature early; the line stays, and the blocks that are not run leave the time left.
+
+        Args:
+            feature: key of the feature under test.
+            blocks_run: blocks it has.
+            num_blocks: blocks that were planned.
+            outcome: why the look stopped.
+        """
+        self._planned_blocks[feature] = blocks_run
+        self._fraction = 0.0
+        self.message(
+            f"{feature} stopped after {blocks_run} of {num_blocks} blocks: {outcome_words(outcome)}"
+        )
 
     def message(self, text: str) -> None:
         """Print a line that stays, above the live line."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lanewise.dash import format as fmt
+from lanewise.dash.looks import p_cell, stopped_at
 from lanewise.receipts.decision import Decision, MetricDelta, QualityDelta, Verdict
 
 OBSERVED_OK = "✓"
@@ -56,14 +57,16 @@ COLUMNS: tuple[Column, ...] = (
     Column(key="versus", title="vs", drop_rank=7),
     Column(key="step_time", title="Δ step time", right=True),
     Column(key="interval", title="95 % interval", right=True),
+    Column(key="adjusted_p", title="adjusted p", right=True, drop_rank=10),
+    Column(key="stopped_at", title="stopped at", right=True, drop_rank=8),
     Column(key="tokens", title="Δ tokens/s", right=True, drop_rank=1),
     Column(key="memory", title="Δ memory", right=True, drop_rank=4),
     Column(key="goodput", title="Δ goodput", right=True, drop_rank=2),
     Column(key="loss_steps", title="Δ loss at equal steps", right=True, drop_rank=5),
     Column(key="loss_time", title="Δ loss at equal time", right=True, drop_rank=6),
-    Column(key="observed", title="observed", drop_rank=9),
+    Column(key="observed", title="observed", drop_rank=11),
     Column(key="verdict", title="verdict"),
-    Column(key="stance", title="stance", drop_rank=8),
+    Column(key="stance", title="stance", drop_rank=9),
 )
 
 
@@ -74,6 +77,9 @@ _BASES = {"add-one": "bare lane", "leave-one-out": "full stack"}
 
 LOSS_KEYS = frozenset({"loss_steps", "loss_time"})
 """Columns that only campaigns with a tax have."""
+
+LOOK_KEYS = frozenset({"adjusted_p", "stopped_at"})
+"""Columns of decisions that know their looks; older ones have none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +96,8 @@ class Row:
     versus: str
     step_time: str
     interval: str
+    adjusted_p: str
+    stopped_at: str
     tokens: str
     memory: str
     goodput: str
@@ -117,10 +125,16 @@ def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
     """The columns, with the header of the interval saying the confidence the decisions used.
 
     The base is there when decisions differ in it. The losses are there when a decision compares them: for features that change the mathematics. A narrow terminal gives
-    up the loss at equal steps before that at equal time, never the other way round.
+    up the loss at equal steps before that at equal time, never the other way round. Looks and corrected p-values are there
+    when a decision knows them.
     """
     with_losses = any(d.loss_equal_time is not None for d in decisions)
-    shown = tuple(c for c in COLUMNS if with_losses or c.key not in LOSS_KEYS)
+    with_looks = any(d.boundary is not None for d in decisions)
+    shown = tuple(
+        c
+        for c in COLUMNS
+        if (with_losses or c.key not in LOSS_KEYS) and (with_looks or c.key not in LOOK_KEYS)
+    )
     if len({d.design for d in decisions}) > 1:
         shown = (shown[0], BASE, *shown[1:])
     levels = {d.estimate.confidence for d in decisions if d.estimate}
@@ -161,6 +175,8 @@ def _row(decision: Decision, digits: int) -> Row:
         "loss_time": _delta(decision.loss_equal_time),
         "step_time": None if estimate is None else estimate.ratio - 1.0,
         "interval": None if interval is None else interval[1] - interval[0],
+        "adjusted_p": decision.adjusted_p,
+        "stopped_at": None if decision.boundary is None else float(len(decision.blocks)),
     }
     return Row(
         feature=decision.feature,
@@ -171,6 +187,8 @@ def _row(decision: Decision, digits: int) -> Row:
         interval=fmt.MISSING
         if interval is None
         else fmt.percent_interval(interval[0] - 1, interval[1] - 1, digits),
+        adjusted_p=p_cell(decision.adjusted_p),
+        stopped_at=stopped_at(decision),
         tokens=fmt.signed_percent(deltas["tokens"], digits),
         memory=fmt.signed_mebibytes(deltas["memory"]),
         goodput=fmt.signed_points(deltas["goodput"]),

@@ -10,6 +10,7 @@ from typing import Any
 
 from lanewise.dash import format as fmt
 from lanewise.dash.interactions import additivity_sentence, interaction_sentence
+from lanewise.dash.looks import adjustment_sentence, detection_lines
 from lanewise.dash.rows import verdict_word
 from lanewise.receipts.decision import CampaignRecord, Decision, PlannedFeature, Verdict
 from lanewise.receipts.schema import RunReceipt
@@ -116,10 +117,14 @@ def plan_lines(campaign: CampaignRecord) -> tuple[str, ...]:
         f"plan    {fmt.plural(num_features, 'feature')}{from_both}{whole} × {num_blocks} {campaign.block_design} blocks"
         f" = {fmt.plural(sum(f.visits for f in planned), 'process', 'es')},"
         f" {fmt.duration(sum(f.estimated_seconds for f in planned))}"
-        f" of {fmt.duration(campaign.budget_seconds)}"
+        f" of {'at most ' if campaign.planned_effect_log is not None else ''}{fmt.duration(campaign.budget_seconds)}"
         f" · detects ≥ {fmt.percent(math.expm1(campaign.planned_mde_log))} ({noise})"
     )
-    return (first, *_left_out(campaign))
+    if campaign.planned_effect_log is not None:
+        effect = fmt.percent(math.expm1(campaign.planned_effect_log))
+        first += f" · blocks chosen to find {effect} with 80 % power"
+    more = (f"        {line}" for line in detection_lines(campaign))
+    return (first, *more, *_left_out(campaign))
 
 
 def _left_out(campaign: CampaignRecord) -> tuple[str, ...]:
@@ -295,6 +300,8 @@ def closing_lines(
     )
     lines = [] if missing else [" ".join(s for s in sentences if s)]
     lines = [line for line in lines if line]
+    corrected = adjustment_sentence(decisions)
+    lines += [] if missing or corrected is None else [corrected]
     lines += campaign.notes
     if missing:
         lines.append(f"INCOMPLETE: {'; '.join(missing)}. Finish with `{resume_command(campaign)}`.")

@@ -12,6 +12,7 @@ from lanewise.lab.evidence import BlockEvidence, read_blocks
 from lanewise.lab.interactions import interaction_table
 from lanewise.lab.judge import judge
 from lanewise.lab.keys import split_key
+from lanewise.lab.multiplicity import adjusted
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.screen_decide import screen_decisions
 from lanewise.lane.digest import lane_identity
@@ -54,7 +55,7 @@ def analyse_campaign(
     decisions = decide_all(plan, evidence, now=now)
     record = campaign_record(
         plan,
-        status="INCOMPLETE" if folder.missing() else "COMPLETE",
+        status="INCOMPLETE" if any(d.status == "INCOMPLETE" for d in decisions) else "COMPLETE",
         finished_at=now,
         decisions=decisions,
         discarded=tuple(f"{e.feature} block {e.block}: {e.reason}" for e in folder.lost()),
@@ -66,7 +67,13 @@ def analyse_campaign(
 def decide_all(
     plan: CampaignPlan, evidence: Sequence[BlockEvidence], *, now: str
 ) -> tuple[Decision, ...]:
-    """Decisions of all features of a plan, in its order."""
+    """Decisions of all features of a plan, in its order.
+
+    Args:
+        plan: the plan.
+        evidence: finished blocks in the order they were run, which is the order in which looks see them.
+        now: RFC 3339 time stamped on the documents.
+    """
     lane, machine = identity(plan, evidence)
     context = Context(plan=plan, lane=lane, machine=machine, created_at=now)
     if plan.screen_design is not None:
@@ -75,12 +82,9 @@ def decide_all(
     decisions = []
     for feature in plan.features:
         arms = arms_of(builder, plan, feature.feature)
-        blocks = sorted(
-            (block for block in evidence if block.entry.feature == feature.feature),
-            key=lambda block: block.entry.block,
-        )
+        blocks = [block for block in evidence if block.entry.feature == feature.feature]
         decisions.append(decide(context, arms, judge(blocks, arms)))
-    return tuple(decisions)
+    return adjusted(decisions, plan.mode)
 
 
 def arm_builder(plan: CampaignPlan) -> ArmBuilder:
@@ -132,9 +136,10 @@ def campaign_record(
         discarded_blocks=discarded,
         stack_ratio=_stack_ratio(decisions),
         notes=plan.notes,
-        mode="confirm" if plan.screen_design is None else "screen",
         screen_design=plan.screen_design,
         interactions=_interactions(plan, decisions),
+        mode=plan.mode,
+        planned_effect_log=plan.effect_log,
     )
 
 
@@ -148,6 +153,8 @@ def planned_features(plan: CampaignPlan) -> tuple[PlannedFeature, ...]:
             visits=feature.blocks * VISITS_PER_BLOCK[plan.block_design],
             estimated_seconds=feature.blocks * feature.block_seconds,
             skipped_reason=feature.skipped_reason,
+            boundary=feature.boundary,
+            detectable_log=feature.detectable_log,
         )
         for feature in plan.features
     )

@@ -1,7 +1,7 @@
 """The folder of one campaign: plan, journal, lock, and the document that says how it ended.
 
     <store>/campaigns/<id>/plan.json       written once, before anything is measured
-    <store>/campaigns/<id>/journal.jsonl   one line per block
+    <store>/campaigns/<id>/journal.jsonl   one line per block, and per feature that a look ended early
     <store>/campaigns/<id>/lock            held by the process that drives it
 
 Different campaigns share a store freely: receipts are immutable files with names of their own.
@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from lanewise.errors import CampaignError, StoreError, UsageError
-from lanewise.lab.journal import BlockDone, BlockLost, Journal
-from lanewise.lab.plan import CampaignPlan
+from lanewise.errors import CampaignError, ReceiptError, StoreError, UsageError
+from lanewise.lab.journal import BlockDone, BlockLost, Journal, Stopped
+from lanewise.lab.plan import PLAN_SCHEMA_VERSION, CampaignPlan
+from lanewise.receipts.decision import LookRecord
+from lanewise.receipts.migrate import UPGRADE_COMMAND, History, is_newer_minor
 
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+
+_PLANS = History(current=PLAN_SCHEMA_VERSION)
 
 
 class CampaignFolder:
@@ -81,28 +84,46 @@ class CampaignFolder:
         """
         path = self.path / PLAN
         try:
-            return CampaignPlan.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            content = path.read_bytes()
+            document = json.loads(content)
+            if isinstance(document, dict) and is_newer_minor(document, _PLANS):
+                # A newer plan may hold rules that this program would not follow, so not even a minor one is run.
+                raise CampaignError(
+                    f"{path}: written by plan schema {document['schema_version']}, and this lanewise reads up to "
+                    f"{PLAN_SCHEMA_VERSION}; run `{UPGRADE_COMMAND}`"
+                )
+            return CampaignPlan.model_validate_json(content)
+        except (OSError, ValueError, ReceiptError) as error:
             raise CampaignError(
-                f"{path}: not a campaign plan; the file was altered or is of another version, so start a new campaign"
+                f"{path}: not a campaign plan; the file was altered, so start a new campaign"
             ) from error
 
     def finished(self) -> dict[tuple[str, int], BlockDone]:
-        """(feature, block) → the attempt that has its receipts."""
-        return {(e.feature, e.block): e for e in self.journal.read() if isinstance(e, BlockDone)}
+        """(feature, block) → the attempt that has its receipts, in the order these attempts ended."""
+        found: dict[tuple[str, int], BlockDone] = {}
+        for entry in self.journal.read():
+            if isinstance(entry, BlockDone):
+                # A later attempt takes its place in time too: looks see blocks in the order they were run.
+                found.pop((entry.feature, entry.block), None)
+                found[entry.feature, entry.block] = entry
+        return found
 
     def lost(self) -> tuple[BlockLost, ...]:
         """Discarded attempts, in order."""
         return tuple(e for e in self.journal.read() if isinstance(e, BlockLost))
 
+    def stopped(self) -> dict[str, LookRecord]:
+        """Feature → the look that ended it early."""
+        return {e.feature: e.look for e in self.journal.read() if isinstance(e, Stopped)}
+
     def missing(self) -> tuple[tuple[str, int], ...]:
-        """Planned blocks without receipts."""
-        finished = self.finished()
+        """Planned blocks without receipts, of features that no look has ended."""
+        finished, stopped = self.finished(), self.stopped()
         return tuple(
             (feature, block)
             for feature, count in self.plan().blocks.items()
             for block in range(1, count + 1)
-            if (feature, block) not in finished
+            if (feature, block) not in finished and feature not in stopped
         )
 
     @contextlib.contextmanager

@@ -13,8 +13,11 @@ from lanewise.lab.break_even import break_evens
 from lanewise.lab.judge import JudgedBlock
 from lanewise.lab.plan import CampaignPlan, FeaturePlan
 from lanewise.lab.stance import advice
-from lanewise.measure.stats import estimate_from_contrasts, verdict
-from lanewise.receipts.decision import ArmRecord, Decision, Estimate, Verdict
+from lanewise.lab.stopping import asked, contrasts, looks_at
+from lanewise.measure.looks import Look
+from lanewise.measure.quality import quality
+from lanewise.measure.stats import estimate_from_contrasts
+from lanewise.receipts.decision import ArmRecord, Decision, Estimate, LookRecord, Verdict
 from lanewise.receipts.schema import LaneIdentity, Machine, Producer
 
 PRODUCER = Producer(name="lanewise", version=__version__)
@@ -37,17 +40,18 @@ class _Finding:
 
 
 def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decision:
-    """Draw the decision of one feature from its finished blocks, valid or not."""
+    """Draw the decision of one feature from its finished blocks, valid or not.
+
+    Args:
+        context: what all decisions share.
+        arms: the feature.
+        blocks: in the order they were run.
+    """
     planned = context.plan.feature(arms.feature)
     counted = [block for block in blocks if block.valid]
-    contrasts = [block.contrast_log for block in counted]
-    known = [contrast for contrast in contrasts if contrast is not None]
-    estimate = estimate_from_contrasts(known, confidence=protocol.CONFIDENCE) if known else None
-    missing = planned.blocks - len(blocks)
-    incomplete = None
-    if planned.skipped_reason is None and missing > 0:
-        incomplete = f"{len(blocks)} of {planned.blocks} blocks were run"
-    finding = _finding(context.plan, arms, planned, blocks, estimate, incomplete)
+    course = _course(context.plan, planned, arms, blocks)
+    estimate, incomplete = course.estimate, course.incomplete
+    finding = _finding(planned, arms, blocks, course)
     compile_delta = judge.metric(counted, judge.compile_seconds, reason="not measured")
     control_seconds, treated_seconds = (
         judge.step_seconds(counted, "A"),
@@ -59,7 +63,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         created_at=context.created_at,
         producer=PRODUCER,
         method=protocol.METHOD,
-        method_version=protocol.METHOD_VERSION,
+        method_version=protocol.DECISION_VERSION,
         campaign_id=context.plan.campaign_id,
         status="INCOMPLETE" if incomplete else "COMPLETE",
         incomplete_reason=incomplete,
@@ -102,7 +106,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
             arms,
             finding.verdict,
             estimate=estimate,
-            margin=context.plan.margin,
+            question=None if planned.skipped_reason else asked(context.plan, arms),
             compile_seconds=compile_delta,
             control_step_seconds=control_seconds,
             treated_step_seconds=treated_seconds,
@@ -112,6 +116,10 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         tax_budget_ratio=arms.tax_budget_ratio,
         blocks=tuple(block.record() for block in blocks),
         break_even=paid_back,
+        mode=context.plan.mode,
+        boundary=None if planned.skipped_reason else asked(context.plan, arms).boundary,
+        looks=course.records,
+        quality=None if arms.equal_mathematics else quality(judge.seed_runs(counted)),
     )
 
 
@@ -121,13 +129,47 @@ def tokens_per_step(plan: CampaignPlan) -> int:
     return batch.sequence_length * batch.micro_batch_size * batch.gradient_accumulation_steps
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Course:
+    """How far a feature got.
+
+    Attributes:
+        estimate: of the last look, or of the blocks so far where none was reached; None without blocks that count.
+        look: the look that ended the feature, as planned or early; None while blocks are missing or too few count.
+        records: planned looks that were reached, and what was left over at the end.
+        incomplete: which blocks are missing, None when none is.
+    """
+
+    estimate: Estimate | None
+    look: Look | None
+    records: tuple[LookRecord, ...]
+    incomplete: str | None
+
+
+def _course(
+    plan: CampaignPlan, planned: FeaturePlan, arms: Arms, blocks: Sequence[JudgedBlock]
+) -> _Course:
+    known = contrasts(blocks)
+    if planned.skipped_reason is not None:
+        return _Course(estimate=None, look=None, records=(), incomplete=None)
+    all_run = len(blocks) >= planned.blocks
+    looks = looks_at(plan, arms, blocks, ended=all_run) if known else ()
+    records = tuple(look.record for look in looks)
+    if looks and looks[-1].stops:
+        return _Course(
+            estimate=looks[-1].estimate, look=looks[-1], records=records, incomplete=None
+        )
+    estimate = estimate_from_contrasts(known, confidence=protocol.CONFIDENCE) if known else None
+    return _Course(
+        estimate=estimate,
+        look=None,
+        records=records,
+        incomplete=None if all_run else f"{len(blocks)} of {planned.blocks} blocks were run",
+    )
+
+
 def _finding(
-    plan: CampaignPlan,
-    arms: Arms,
-    planned: FeaturePlan,
-    blocks: Sequence[JudgedBlock],
-    estimate: Estimate | None,
-    incomplete: str | None,
+    planned: FeaturePlan, arms: Arms, blocks: Sequence[JudgedBlock], course: _Course
 ) -> _Finding:
     if planned.skipped_reason is not None:
         return _Finding(verdict=Verdict.NOT_MEASURED, reason=planned.skipped_reason)
@@ -139,9 +181,9 @@ def _finding(
     ]
     if structural:
         return _Finding(verdict=Verdict.INVALID, reason="; ".join(structural))
-    if incomplete is not None:
-        return _Finding(verdict=Verdict.INCONCLUSIVE, reason=f"INCOMPLETE: {incomplete}")
-    if estimate is None or estimate.num_blocks < protocol.MIN_BLOCKS:
+    if course.incomplete is not None:
+        return _Finding(verdict=Verdict.INCONCLUSIVE, reason=f"INCOMPLETE: {course.incomplete}")
+    if course.look is None:
         noisy = [
             f"block {block.evidence.entry.block}: {fault.text}"
             for block in blocks
@@ -152,11 +194,12 @@ def _finding(
             reason=f"fewer than {protocol.MIN_BLOCKS} blocks count: {'; '.join(noisy)}",
         )
     if arms.subject == NO_FEATURE:
-        return _Finding(verdict=Verdict.NOISE, reason=_noise(estimate))
-    found, reason = verdict(
-        estimate, margin_log=plan.margin.log_value, tax_budget_ratio=arms.tax_budget_ratio
-    )
-    return _Finding(verdict=found, reason=reason)
+        return _Finding(verdict=Verdict.NOISE, reason=_noise(course.look.estimate))
+    early = len(blocks) < planned.blocks
+    reason = course.look.reason
+    if early:
+        reason = f"{reason}; stopped at {len(blocks)} of {planned.blocks} blocks"
+    return _Finding(verdict=course.look.verdict, reason=reason)
 
 
 def _noise(estimate: Estimate) -> str:

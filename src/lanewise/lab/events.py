@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lanewise.receipts.decision import CampaignRecord, Decision, Estimate
+from lanewise.receipts.decision import CampaignRecord, Decision, Estimate, LookOutcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +64,16 @@ class BlockDiscarded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureStopped:
+    """A look ended a feature before its last planned block; a resumed campaign tells it again at its start."""
+
+    feature: str
+    blocks_run: int
+    num_blocks: int
+    outcome: LookOutcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OutOfBudget:
     """The budget ended before the plan did."""
 
@@ -77,6 +87,7 @@ Event = (
     | BlockAdvanced
     | BlockFinished
     | BlockDiscarded
+    | FeatureStopped
     | OutOfBudget
 )
 Listener = Callable[[Event], None]

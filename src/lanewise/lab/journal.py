@@ -1,4 +1,4 @@
-"""The campaign's append-only record of what has run: one JSON line per finished or discarded block.
+"""The campaign's append-only record of what has run: one JSON line per finished or discarded block, or early stop.
 
 A line counts when it is complete. A process killed in the middle of a write leaves half a line, which is dropped when
 the journal is next opened, and the block it belonged to is run again.
@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from lanewise.errors import CampaignError, StoreError
 from lanewise.lab.protocol import BlockDesign
+from lanewise.receipts.decision import LookRecord
 from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.schema import Digest, Record
 
@@ -70,9 +71,21 @@ class BlockLost(Record):
     failure: Failure | None = None
 
 
-Entry = Annotated[BlockDone | BlockLost, Field(discriminator="event")]
+class Stopped(Record):
+    """A look ended a feature early, so its blocks still planned are not run.
 
-_ENTRY: TypeAdapter[BlockDone | BlockLost] = TypeAdapter(Entry)
+    The entry says what happened and spares a reader the receipts. Whether the look stops is drawn from the blocks again by
+    whoever decides, so a kill between the last block and this entry changes nothing.
+    """
+
+    event: Literal["stopped"] = "stopped"
+    feature: str
+    look: LookRecord
+
+
+Entry = BlockDone | BlockLost | Stopped
+
+_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="event")])
 
 
 class Journal:
@@ -82,7 +95,7 @@ class Journal:
         """Name the file; it need not exist."""
         self.path = path
 
-    def read(self) -> tuple[BlockDone | BlockLost, ...]:
+    def read(self) -> tuple[Entry, ...]:
         """All complete entries, in order.
 
         Raises:
@@ -93,7 +106,7 @@ class Journal:
             for number, line in enumerate(self._complete_lines().splitlines(), start=1)
         )
 
-    def append(self, entry: BlockDone | BlockLost) -> None:
+    def append(self, entry: Entry) -> None:
         """Write one entry and wait until it is on the disk.
 
         Raises:
@@ -120,7 +133,7 @@ class Journal:
             return b""
         return content[: content.rfind(b"\n") + 1]
 
-    def _parse(self, line: bytes, number: int) -> BlockDone | BlockLost:
+    def _parse(self, line: bytes, number: int) -> Entry:
         try:
             return _ENTRY.validate_json(line)
         except ValidationError as error:

@@ -11,6 +11,7 @@ from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.schedule import ArmName
 from lanewise.lab.validity import Fault, block_faults, environment_fault, observed_backends
 from lanewise.measure.loss_curve import LossComparison, LossPair
+from lanewise.measure.quality import SeedRuns
 from lanewise.receipts.decision import BlockRecord, MetricDelta
 from lanewise.receipts.schema import RunReceipt
 
@@ -157,6 +158,20 @@ def loss_difference(blocks: Sequence[JudgedBlock]) -> float | None:
         if control is not None and treated is not None
     ]
     return max(differences, default=None)
+
+
+def seed_runs(blocks: Sequence[JudgedBlock]) -> tuple[SeedRuns, ...]:
+    """Both arms of every block that counts, with the seed they shared; blocks before 1.2 all have the lane's own."""
+    return tuple(
+        SeedRuns(
+            block=block.evidence.entry.block,
+            seed=int(block.evidence.receipts["A"][0].lane.spec.get("seed", 0)),
+            control=block.evidence.steps["A"][0],
+            treated=block.evidence.steps["B"][0],
+        )
+        for block in blocks
+        if all(block.evidence.steps[arm] for arm in ("A", "B"))
+    )
 
 
 def losses_at(

@@ -1,6 +1,7 @@
 """Keeps a running campaign inside its budget: learns what blocks really cost and gives later ones fewer or more quads.
 
-The number of quads follows the clock only, never an estimate, so it cannot bias a verdict.
+The number of quads follows the clock and how many blocks are left, never an estimate of the feature itself, so it cannot
+bias a verdict: what a look saves on one feature goes to the others.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 More quads sharpen one block, more blocks sample more processes; with few blocks the interval is ruled by their number,
 so the budget buys blocks up to `TARGET_BLOCKS` first, then quads, then more blocks. What does not fit is dropped by
-name, the most expensive first, because a cheap feature gives the same information for less.
+name, the most expensive first, because a cheap feature gives the same information for less. Where a person names the
+effect to find, blocks follow from it (`lab.detect`), and the budget only has to hold them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +20,11 @@ from lanewise.lab import protocol
 from lanewise.lab.keys import Design, split_key
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.schema import Lane
-from lanewise.measure.stats import mde
-from lanewise.receipts.decision import Margin
+from lanewise.receipts.decision import Boundary, Margin
 from lanewise.receipts.schema import Record
 
-PLAN_SCHEMA_VERSION = "1.0.0"
+PLAN_SCHEMA_VERSION = "1.1.0"
+"""1.1: looks, detectable effects, mode and the effect asked for. Plans of 1.0 knew one look at 5 %, after all blocks."""
 
 RESERVE_RATIO = 0.06
 """Share of the budget kept for analysis, the report and a machine that turns slow."""
@@ -46,7 +47,7 @@ class ArmCost(Record):
 class FeaturePlan(Record):
     """One feature's share of the campaign.
 
-    `skipped_reason` set means that nothing will be measured and why; then the numbers are 0.
+    `skipped_reason` set means that nothing will be measured and why; then the numbers are 0 and there is no boundary.
     """
 
     feature: str
@@ -56,6 +57,10 @@ class FeaturePlan(Record):
     control: ArmCost | None
     treated: ArmCost | None
     skipped_reason: str | None = None
+    boundary: Boundary | None = None
+    """Looks and levels; null in plans of 1.0, which looked once."""
+    detectable_log: float | None = None
+    """Smallest effect (of a tax: distance from its budget) that these looks find with 80 % power at the planned noise."""
 
 
 class CampaignPlan(Record):
@@ -87,6 +92,9 @@ class CampaignPlan(Record):
     """Features of a screening design, in the order of its columns."""
     left_out: dict[str, str] = Field(default_factory=dict)
     """Features that a screening design does without, and why."""
+    mode: Literal["confirm", "screen"] = "confirm"
+    effect_log: float | None = None
+    """Effect that the blocks were chosen to find; null where the budget or a number of blocks decided."""
 
     @property
     def planned(self) -> tuple[FeaturePlan, ...]:
@@ -162,7 +170,7 @@ def allocate(
     *,
     finish_seconds: float,
     design: BlockDesign,
-    blocks: int | None = None,
+    blocks: int | Mapping[str, int] | None = None,
 ) -> tuple[FeaturePlan, ...]:
     """Spend the seconds on blocks and quads, in the order of the candidates.
 
@@ -171,45 +179,89 @@ def allocate(
         available_seconds: what is left of the budget after the pilot and the reserve.
         finish_seconds: overhead of closing a visit.
         design: how a block is run.
-        blocks: blocks per feature, fixed by the user; None lets the budget decide.
+        blocks: blocks per feature, fixed by the user; None lets the budget decide. Feature → blocks are what an effect
+            needs: then none of them is dropped for the budget.
 
     Raises:
-        UsageError: not even the cheapest feature fits.
+        UsageError: not even the cheapest feature fits, or not all of those whose blocks an effect asks for.
     """
     prices = _Prices(finish_seconds=finish_seconds, design=design)
     kept = sorted(
         (c for c in candidates if c.failure is None),
         key=lambda candidate: prices.block(candidate, protocol.MIN_QUADS),
     )
+    if isinstance(blocks, Mapping):
+        counts, fewest = dict(blocks), protocol.VERDICT_BLOCKS
+        quads = _promised(kept, blocks, prices, available_seconds)
+    else:
+        fewest = blocks or protocol.VERDICT_BLOCKS
+        kept, wanted, quads = _affordable(kept, blocks, prices, available_seconds)
+        counts = {candidate.feature: wanted for candidate in kept}
+    return tuple(
+        _planned(candidate, counts[candidate.feature], quads, prices)
+        if candidate in kept
+        else _skipped(candidate, fewest, prices)
+        for candidate in candidates
+    )
+
+
+def _affordable(
+    kept: list[Candidate], blocks: int | None, prices: _Prices, available_seconds: float
+) -> tuple[list[Candidate], int, int]:
+    """Features, blocks of each and quads that the seconds pay for."""
     wanted = blocks or protocol.VERDICT_BLOCKS
-    while len(kept) > 1 and prices.total(kept, wanted, protocol.MIN_QUADS) > available_seconds:
-        dropped = split_key(kept.pop().feature)[0]
-        # A feature measured from both bases goes as a whole: one effect alone says nothing about interactions.
-        kept = [c for c in kept if split_key(c.feature)[0] != dropped]
-    if kept and prices.total(kept, wanted, protocol.MIN_QUADS) > available_seconds:
-        wanted = _fewest_blocks(kept[0], prices, available_seconds, blocks)
+
+    def total(num_blocks: int, num_quads: int) -> float:
+        return prices.total({c.feature: num_blocks for c in kept}, kept, num_quads)
 
     def fits(num_blocks: int, num_quads: int) -> bool:
-        return prices.total(kept, num_blocks, num_quads) <= available_seconds
+        return total(num_blocks, num_quads) <= available_seconds
 
+    while len({_subject(c) for c in kept}) > 1 and not fits(wanted, protocol.MIN_QUADS):
+        # A feature measured from both bases goes as a whole: one effect alone says nothing about interactions.
+        dropped = _subject(kept[-1])
+        kept = [candidate for candidate in kept if _subject(candidate) != dropped]
+    if kept and not fits(wanted, protocol.MIN_QUADS):
+        wanted = blocks or protocol.MIN_BLOCKS
+        if not fits(wanted, protocol.MIN_QUADS):
+            raise UsageError(
+                f"the budget leaves {max(available_seconds, 0.0):.0f} s after the pilot, and {wanted} blocks of "
+                f"{kept[0].feature}, the cheapest feature, need about {total(wanted, protocol.MIN_QUADS):.0f} s; "
+                "give a larger --budget"
+            )
     quads = protocol.MIN_QUADS
     if blocks is None:
         wanted = _grow(wanted, protocol.TARGET_BLOCKS, lambda k: fits(k, quads))
     quads = _grow(quads, protocol.MAX_QUADS, lambda q: fits(wanted, q))
     if blocks is None and quads == protocol.MAX_QUADS:
         wanted = _grow(wanted, protocol.MAX_BLOCKS, lambda k: fits(k, quads))
-    return tuple(
-        _planned(candidate, wanted, quads, prices)
-        if candidate in kept
-        else _skipped(candidate, blocks or protocol.VERDICT_BLOCKS, prices)
-        for candidate in candidates
+    return kept, wanted, quads
+
+
+def _subject(candidate: Candidate) -> str:
+    return split_key(candidate.feature)[0]
+
+
+def _promised(
+    kept: Sequence[Candidate],
+    blocks: Mapping[str, int],
+    prices: _Prices,
+    available_seconds: float,
+) -> int:
+    """Quads that the seconds pay for beside the blocks that an effect needs."""
+    needed = prices.total(blocks, kept, protocol.MIN_QUADS)
+    if needed > available_seconds:
+        total = sum(blocks[candidate.feature] for candidate in kept)
+        raise UsageError(
+            f"this effect needs {total} blocks over {len(kept)} feature{'s' * (len(kept) > 1)}, about {needed:.0f} s, "
+            f"and the budget leaves {max(available_seconds, 0.0):.0f} s after the pilot; add {needed - available_seconds:.0f} s "
+            "to --budget and a little more, name fewer --feature, or ask for a larger --effect"
+        )
+    return _grow(
+        protocol.MIN_QUADS,
+        protocol.MAX_QUADS,
+        lambda q: prices.total(blocks, kept, q) <= available_seconds,
     )
-
-
-def planned_mde(noise_log: float, features: Sequence[FeaturePlan]) -> float:
-    """Smallest effect on log step time that every planned feature's blocks find with 80 % power."""
-    fewest = min((f.blocks for f in features if f.skipped_reason is None), default=0)
-    return mde(noise_log, max(fewest, protocol.MIN_BLOCKS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,21 +280,8 @@ class _Prices:
             design=self.design,
         )
 
-    def total(self, kept: Sequence[Candidate], num_blocks: int, quads: int) -> float:
-        return num_blocks * sum(self.block(candidate, quads) for candidate in kept)
-
-
-def _fewest_blocks(
-    cheapest: Candidate, prices: _Prices, available_seconds: float, blocks: int | None
-) -> int:
-    fewest = blocks or protocol.MIN_BLOCKS
-    needed = prices.total([cheapest], fewest, protocol.MIN_QUADS)
-    if needed > available_seconds:
-        raise UsageError(
-            f"the budget leaves {max(available_seconds, 0.0):.0f} s after the pilot, and {fewest} blocks of "
-            f"{cheapest.feature}, the cheapest feature, need about {needed:.0f} s; give a larger --budget"
-        )
-    return fewest
+    def total(self, blocks: Mapping[str, int], kept: Sequence[Candidate], quads: int) -> float:
+        return sum(blocks[candidate.feature] * self.block(candidate, quads) for candidate in kept)
 
 
 def _planned(candidate: Candidate, num_blocks: int, quads: int, prices: _Prices) -> FeaturePlan:
@@ -259,7 +298,7 @@ def _planned(candidate: Candidate, num_blocks: int, quads: int, prices: _Prices)
 def _skipped(candidate: Candidate, num_blocks: int, prices: _Prices) -> FeaturePlan:
     reason = candidate.failure
     if reason is None:
-        needed = prices.total([candidate], num_blocks, protocol.MIN_QUADS)
+        needed = num_blocks * prices.block(candidate, protocol.MIN_QUADS)
         reason = f"over budget: needs ~{needed:.0f} s"
     return FeaturePlan(
         feature=candidate.feature,

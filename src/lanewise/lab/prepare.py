@@ -9,6 +9,7 @@ from typing import Literal
 from lanewise.errors import UsageError
 from lanewise.lab.arms import ArmBuilder, questions
 from lanewise.lab.children import Launcher
+from lanewise.lab.detect import blocks_to_find, planned_mde, registered
 from lanewise.lab.events import Listener, PilotVisited
 from lanewise.lab.keys import Design
 from lanewise.lab.margin import known_noise
@@ -18,7 +19,6 @@ from lanewise.lab.plan import (
     ArmCost,
     CampaignPlan,
     allocate,
-    planned_mde,
 )
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.machine import DeviceType
@@ -45,6 +45,7 @@ class CampaignOptions:
         design: base of the comparison.
         block_design: how a block is run; None decides by memory.
         blocks: blocks per feature; None lets the budget decide.
+        effect_log: effect to find, from which blocks follow; None lets `blocks` or the budget decide.
         seed: of every random order.
         num_threads: threads of each training process.
         data_path: replaces the lane's data; None keeps it.
@@ -61,6 +62,7 @@ class CampaignOptions:
     seed: int
     num_threads: int
     data_path: str | None
+    effect_log: float | None = None
 
 
 def make_plan(
@@ -87,7 +89,8 @@ def make_plan(
         listen: told about pilot visits.
 
     Raises:
-        UsageError: a feature cannot be measured, the lane replays routing, or the budget is too small for one block.
+        UsageError: a feature cannot be measured, the lane replays routing, the budget is too small for one block or
+            for the effect asked for, or that effect cannot be found.
         ChildError: the base lane's process died.
     """
     lane, notes = measured_lane(options)
@@ -98,6 +101,10 @@ def make_plan(
         design=options.design,
     )
     asked = questions(builder, options.features)
+    if options.effect_log is not None:
+        # What cannot be found under the design that most lanes get is refused before the pilot takes its time.
+        hoped_for = known_noise(store, builder.base(), options.block_design or "lockstep")
+        blocks_to_find(options.effect_log, [q.arms for q in asked], hoped_for)
     free_bytes = free_memory_bytes(options.device_type)
     pilot = Pilot(
         launcher=launcher,
@@ -117,7 +124,12 @@ def make_plan(
         options.budget_seconds * (1.0 - RESERVE_RATIO) - pilot.seconds,
         finish_seconds=FINISH_SECONDS,
         design=block_design,
-        blocks=options.blocks,
+        blocks=options.blocks
+        if options.effect_log is None
+        else blocks_to_find(options.effect_log, [q.arms for q in asked], noise),
+    )
+    features = registered(
+        features, [q.arms for q in asked], noise, looks_once=options.design == "both"
     )
     return CampaignPlan(
         campaign_id=campaign_id,
@@ -139,6 +151,7 @@ def make_plan(
         noise_source=noise.source,
         planned_mde_log=planned_mde(noise.block_sd_log, features),
         notes=(*design_notes, *notes),
+        effect_log=options.effect_log,
     )
 
 

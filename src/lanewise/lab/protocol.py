@@ -17,6 +17,10 @@ METHOD: Final = "paired-blocks-t"
 """Median over quads of mean log B − mean log A per block; t-interval over blocks."""
 
 METHOD_VERSION: Final = "1"
+"""How a block is measured; every receipt hashes it."""
+
+DECISION_VERSION: Final = "2"
+"""How blocks become a decision. 1: one look, t interval. 2: planned looks, stage-wise interval; equal to 1 with one look."""
 
 CONFIDENCE: Final = 0.95
 
@@ -44,6 +48,10 @@ VERDICT_BLOCKS: Final = 3
 TARGET_BLOCKS: Final = 4
 
 MAX_BLOCKS: Final = 12
+"""Most blocks that a budget alone buys."""
+
+MAX_ASKED_BLOCKS: Final = 48
+"""Most blocks that an effect asked for may take: beyond them a quieter machine is cheaper."""
 
 ASSUMED_NOISE_LOG: Final = MappingProxyType({"lockstep": 0.03, "sequential": 0.10, "toggle": 0.03})
 """SD of a block's contrast on a shared CPU (docs: P1b, A/A probes); an A/A campaign replaces it. For `toggle` of a quad."""

@@ -17,18 +17,20 @@ from lanewise.lab.events import (
     BlockFinished,
     BlockStarted,
     CampaignResult,
+    FeatureStopped,
     Listener,
     OutOfBudget,
     PlanReady,
 )
 from lanewise.lab.evidence import BlockEvidence, read_blocks
-from lanewise.lab.journal import BlockDone, BlockLost
-from lanewise.lab.judge import judge
+from lanewise.lab.journal import BlockDone, BlockLost, Stopped
+from lanewise.lab.judge import JudgedBlock, judge
 from lanewise.lab.lockstep import run_lockstep
 from lanewise.lab.pace import Pace
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.schedule import block_order
 from lanewise.lab.sequential import run_sequential
+from lanewise.lab.stopping import contrasts, looks_at
 from lanewise.lab.toggle import run_toggle
 from lanewise.lab.visit import BlockTask
 from lanewise.measure.stats import estimate_from_contrasts
@@ -56,6 +58,8 @@ class Runner:
         now: RFC 3339 time, for documents.
         listen: told what happens.
         spent_seconds: what earlier sittings and the pilot have used of the budget.
+
+    `_evidence` holds blocks as read back from the disk, in the order they were run.
     """
 
     store: Store
@@ -90,8 +94,13 @@ class Runner:
     def _run_missing(self, plan: CampaignPlan) -> None:
         builder = arm_builder(plan)
         arms = {key: builder.build(key) for key in plan.blocks}
-        missing = set(self.folder.missing())
-        queue = [place for place in block_order(plan.order_seed, plan.blocks) if place in missing]
+        # A kill may have come between a block and the look it reached, so all looks are taken again.
+        stopped = {key for key in arms if self._stops(plan, arms[key])}
+        queue = [
+            (feature, block)
+            for feature, block in block_order(plan.order_seed, plan.blocks)
+            if (feature, block) not in self._evidence and feature not in stopped
+        ]
         pace = Pace(plan, started=self.clock(), spent_seconds=self.spent_seconds)
         while queue:
             feature, block = queue[0]
@@ -108,6 +117,8 @@ class Runner:
             pace.record(plan.feature(feature), quads, entry.wall_seconds)
             if isinstance(entry, BlockDone):
                 self._finished(plan, arms[feature], entry)
+                if self._stops(plan, arms[feature]):
+                    queue = [place for place in queue if place[0] != feature]
             else:
                 again = entry.attempt < MAX_ATTEMPTS
                 if again:
@@ -177,11 +188,38 @@ class Runner:
         lost = sum(entry.feature == feature for entry in self.folder.lost())
         return lost >= MAX_ATTEMPTS and not any(key == feature for key, _ in self._evidence)
 
+    def _judged(self, arms: Arms) -> tuple[JudgedBlock, ...]:
+        own = [block for (key, _), block in self._evidence.items() if key == arms.feature]
+        return judge(own, arms)
+
+    def _stops(self, plan: CampaignPlan, arms: Arms) -> bool:
+        """Whether a look has ended the feature before its last block; the first time, the journal is told."""
+        if plan.mode == "screen":
+            return False
+        judged, planned = self._judged(arms), plan.blocks[arms.feature]
+        if len(judged) >= planned:
+            return False
+        looks = looks_at(plan, arms, judged, ended=False)
+        if not looks or not looks[-1].stops:
+            return False
+        record = looks[-1].record
+        if arms.feature not in self.folder.stopped():
+            self.folder.journal.append(Stopped(feature=arms.feature, look=record))
+        self.listen(
+            FeatureStopped(
+                feature=arms.feature,
+                blocks_run=len(judged),
+                num_blocks=planned,
+                outcome=record.outcome,
+            )
+        )
+        return True
+
     def _finished(self, plan: CampaignPlan, arms: Arms, entry: BlockDone) -> None:
+        self._evidence.pop((entry.feature, entry.block), None)
         (self._evidence[entry.feature, entry.block],) = read_blocks(self.store, [entry])
-        blocks = [block for (key, _), block in self._evidence.items() if key == entry.feature]
-        judged = judge(sorted(blocks, key=lambda block: block.entry.block), arms)
-        contrasts = [block.contrast_log for block in judged if block.contrast_log is not None]
+        judged = self._judged(arms)
+        known = contrasts(judged)
         (this,) = (block for block in judged if block.evidence.entry == entry)
         self.listen(
             BlockFinished(
@@ -189,8 +227,8 @@ class Runner:
                 block=entry.block,
                 num_blocks=plan.blocks[entry.feature],
                 reasons=tuple(fault.text for fault in this.faults),
-                estimate=estimate_from_contrasts(contrasts, confidence=protocol.CONFIDENCE)
-                if contrasts
+                estimate=estimate_from_contrasts(known, confidence=protocol.CONFIDENCE)
+                if known
                 else None,
             )
         )
@@ -210,6 +248,8 @@ def spent_before(folder: CampaignFolder) -> float:
     A person who resumes wants the missing blocks, so at least what those are expected to take is left.
     """
     plan = folder.plan()
-    used = plan.pilot_seconds + sum(entry.wall_seconds for entry in folder.journal.read())
+    used = plan.pilot_seconds + sum(
+        entry.wall_seconds for entry in folder.journal.read() if not isinstance(entry, Stopped)
+    )
     needed = sum(plan.feature(feature).block_seconds for feature, _block in folder.missing())
     return min(used, plan.budget_seconds - RESUME_RATIO * needed)

@@ -182,14 +182,22 @@ def _decisions(
     judged: Sequence[tuple[Arms, Sequence[JudgedBlock]]],
     outcomes: Sequence[_Outcome],
 ) -> tuple[Decision, ...]:
-    p_values = {
-        index: outcome.estimate.p_value
-        for index, outcome in enumerate(outcomes)
-        if outcome.estimate is not None and outcome.estimate.p_value is not None
+    # The family is all that was run: a feature that gave no p counts as p = 1 instead of making the others' correction
+    # milder. An A/A claims nothing and keeps its own p.
+    family = {
+        index: 1.0 if outcome.estimate is None else outcome.estimate.p_value or 0.0
+        for index, ((arms, _blocks), outcome) in enumerate(zip(judged, outcomes, strict=True))
+        if outcome.verdict is not Verdict.NOT_MEASURED and arms.subject != NO_FEATURE
     }
-    adjusted = dict(zip(p_values, benjamini_hochberg(list(p_values.values())), strict=True))
+    adjusted = dict(zip(family, benjamini_hochberg(list(family.values())), strict=True))
     return tuple(
-        _decision(context, arms, blocks, outcome, adjusted.get(index))
+        _decision(
+            context,
+            arms,
+            blocks,
+            outcome,
+            adjusted.get(index) if outcome.estimate is not None else None,
+        )
         for index, ((arms, blocks), outcome) in enumerate(zip(judged, outcomes, strict=True))
     )
 
@@ -267,20 +275,21 @@ def _verdict(
     context: Context, arms: Arms, outcome: _Outcome, adjusted_p: float | None
 ) -> tuple[Verdict, str]:
     estimate = outcome.estimate
-    if estimate is None or adjusted_p is None:
+    if estimate is None or estimate.p_value is None:
         return outcome.verdict, outcome.failure or "nothing was measured"
     if outcome.incomplete is not None:
         return Verdict.UNCLEAR, f"INCOMPLETE: {outcome.incomplete}"
     margin = context.plan.margin.log_value
-    if adjusted_p > FALSE_DISCOVERY_RATE:
+    q = estimate.p_value if adjusted_p is None else adjusted_p
+    if q > FALSE_DISCOVERY_RATE:
         return (
             Verdict.UNCLEAR,
-            f"q = {adjusted_p:.2g} is above {FALSE_DISCOVERY_RATE:g}: it may be noise",
+            f"q = {q:.2g} is above {FALSE_DISCOVERY_RATE:g}: it may be noise",
         )
     if abs(estimate.log_ratio) < margin:
         return Verdict.UNCLEAR, f"smaller than {math.expm1(margin):.1%}"
     found = Verdict.LIKELY_FASTER if estimate.log_ratio < 0 else Verdict.LIKELY_SLOWER
-    reason = f"q = {adjusted_p:.2g}, at most {FALSE_DISCOVERY_RATE:g}; a screen proves nothing"
+    reason = f"q = {q:.2g}, at most {FALSE_DISCOVERY_RATE:g}; a screen proves nothing"
     if arms.subject == NO_FEATURE:
         reason += ": both arms are the same, so this is the bias of the screen itself"
     return found, reason

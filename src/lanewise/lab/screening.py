@@ -168,6 +168,7 @@ def make_screen_plan(
         noise_source="assumed" if screen_design == "toggle" else survey.noise.source,
         planned_mde_log=mde(noise_log, _num_contrasts(plan_features, screen_design)),
         notes=(*notes, SHARED_NOTE if screen_design == "toggle" else MIRROR_NOTE),
+        mode="screen",
         screen_design=screen_design,
         factors=factors,
         left_out=left_out,

@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 
 from lanewise.lab.arms import Arms
-from lanewise.measure.stats import required_blocks
-from lanewise.receipts.decision import BreakEven, Estimate, Margin, MetricDelta, Verdict
+from lanewise.measure.boundary import critical_t, fewest_blocks, plan_boundary
+from lanewise.measure.looks import Question
+from lanewise.measure.stats import POWER
+from lanewise.receipts.decision import BreakEven, Estimate, MetricDelta, Verdict
 
 WORTH_PAYING_BACK_SECONDS = 1.0
 """Compile time below this is not worth a word."""
 
-HOPELESS_BLOCKS = 200
-"""Beyond this many more blocks the honest advice is a quieter machine."""
+HOPELESS_BLOCKS = 96
+"""Beyond this many blocks the honest advice is a quieter machine."""
 
 
 def advice(
@@ -21,13 +23,23 @@ def advice(
     verdict: Verdict,
     *,
     estimate: Estimate | None,
-    margin: Margin,
+    question: Question | None,
     compile_seconds: MetricDelta,
     control_step_seconds: float | None,
     treated_step_seconds: float | None,
     break_even: Sequence[BreakEven] = (),
 ) -> str:
-    """The stance of a decision."""
+    """The stance of a decision.
+
+    Args:
+        arms: the feature.
+        verdict: what its blocks say.
+        estimate: of its blocks.
+        question: what was asked of them; None where nothing was measured.
+        compile_seconds: time spent compiling in both arms.
+        control_step_seconds: median step of arm A.
+        treated_step_seconds: median step of arm B.
+    """
     if verdict is Verdict.FASTER:
         steps = break_even_steps(compile_seconds, control_step_seconds, treated_step_seconds)
         if steps is not None:
@@ -36,7 +48,7 @@ def advice(
     if verdict is Verdict.SLOWER:
         return "turn off on this lane" if arms.on_by_default else "stays off"
     if verdict is Verdict.INCONCLUSIVE:
-        return more_blocks(arms, estimate, margin)
+        return enough_blocks(arms, estimate, question)
     return {
         Verdict.EQUIVALENT: f"no effect here ({arms.stance})",
         Verdict.WITHIN_BUDGET: f"affordable ({_budget(arms)})",
@@ -75,17 +87,50 @@ def break_even_steps(
     return math.ceil(extra / saved)
 
 
-def more_blocks(arms: Arms, estimate: Estimate | None, margin: Margin) -> str:
-    """How many more blocks would settle an open question, if its estimate and spread are near the truth."""
-    if estimate is None or estimate.block_sd_log is None:
+def enough_blocks(arms: Arms, estimate: Estimate | None, question: Question | None) -> str:
+    """How many blocks would settle an open question with 80 % power, if its estimate and spread are near the truth.
+
+    They are those of a new campaign: a plan that has ended cannot be stretched until it says something.
+    """
+    if estimate is None or estimate.block_sd_log is None or question is None:
         return "one block has no spread: give a larger --budget"
-    line = math.log(arms.tax_budget_ratio) if arms.tax_budget_ratio else 0.0
-    distance = max(abs(estimate.log_ratio - line), margin.log_value)
-    more = max(1, required_blocks(estimate.block_sd_log, distance) - estimate.num_blocks)
     tail = f" ({_budget(arms)})" if arms.tax_budget_ratio else ""
-    if more > HOPELESS_BLOCKS:
-        return f"over {HOPELESS_BLOCKS} more blocks: use a quieter machine{tail}"
-    return f"{more} more block{'s' * (more > 1)} would tell{tail}"
+    distance = abs(estimate.log_ratio - question.null_log)
+    sd, margin = estimate.block_sd_log, question.test_margin_log
+    needed = fewest_blocks(
+        sd, distance, margin_log=margin, alpha=question.boundary.alpha, most=HOPELESS_BLOCKS
+    ) or blocks_for_equivalence(sd, margin - distance, alpha=question.boundary.alpha)
+    if needed is None:
+        return f"over {HOPELESS_BLOCKS} blocks: use a quieter machine{tail}"
+    # Fewer than were run means that they came out unluckily; the same plan again has its power.
+    return f"{max(needed, estimate.num_blocks)} blocks would tell{tail}"
+
+
+def blocks_for_equivalence(block_sd: float, room_log: float, *, alpha: float) -> int | None:
+    """Fewest blocks whose one-sided tests show an effect to be within the margin, or None if a campaign may not have as many.
+
+    K such that (t₁₋α′ + t_power)·s/√K ≤ δ − |θ| at the level α′ of the last look that K blocks get.
+
+    Args:
+        block_sd: SD of a block's contrast.
+        room_log: margin less the effect.
+        alpha: chance of an error over all looks.
+    """
+
+    def enough(num_blocks: int) -> bool:
+        level = plan_boundary(num_blocks, alpha=alpha).nominal_alpha
+        t_sum = critical_t(num_blocks, level=2 * level) + critical_t(
+            num_blocks, level=2 * (1 - POWER)
+        )
+        return t_sum * block_sd / math.sqrt(num_blocks) <= room_log
+
+    if not enough(HOPELESS_BLOCKS):
+        return None
+    too_few, found = 1, HOPELESS_BLOCKS
+    while found - too_few > 1:
+        middle = (too_few + found) // 2
+        too_few, found = (too_few, middle) if enough(middle) else (middle, found)
+    return found
 
 
 def _budget(arms: Arms) -> str:

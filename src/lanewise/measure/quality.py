@@ -49,9 +49,13 @@ def quality(runs: Sequence[SeedRuns], *, target_loss: float | None = None) -> Qu
     """
     # A repeated seed shows the same losses again: counted twice it would make an interval out of nothing.
     once = {run.seed: run for run in reversed(runs)}
+    # Blocks may differ in length; all seeds are read after as many steps as the shortest run has.
+    num_steps = min((len(s.step) for run in runs for s in (run.control, run.treated)), default=0)
     compared = [
         (run, found, control, treated)
-        for run in sorted(once.values(), key=lambda run: run.block)
+        for run in (
+            _shortened(run, num_steps) for run in sorted(once.values(), key=lambda run: run.block)
+        )
         if (found := compare_losses(run.control, run.treated)) is not None
         and (control := loss_curve(run.control)) is not None
         and (treated := loss_curve(run.treated)) is not None
@@ -80,6 +84,19 @@ def seconds_to(curve: LossCurve, target_loss: float) -> float | None:
             share = (before - target_loss) / (before - loss)
             return start + share * (curve.seconds[index] - start)
     return None
+
+
+def _shortened(run: SeedRuns, num_steps: int) -> SeedRuns:
+    control, treated = (
+        series.model_copy(
+            update={
+                "duration_seconds": series.duration_seconds[:num_steps],
+                "loss": series.loss[:num_steps],
+            }
+        )
+        for series in (run.control, run.treated)
+    )
+    return SeedRuns(block=run.block, seed=run.seed, control=control, treated=treated)
 
 
 def _seed_quality(

@@ -1,4 +1,6 @@
-"""Statistics of blocks: the contrast of one block, the estimate over blocks, its noise, and the verdict. Pure.
+"""Statistics of blocks: the contrast of one block, the estimate over blocks and its noise. Pure.
+
+Verdicts are made in `measure.looks`.
 
 A contrast is a difference of log step times, treated − control, of one block; the block is the unit of evidence, never
 the step. With K blocks of contrasts d (design document "measurement", P4, P6, P7):
@@ -18,7 +20,7 @@ from typing import Final
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from lanewise.receipts.decision import Estimate, Verdict
+from lanewise.receipts.decision import Estimate
 
 STEPS_PER_ARM_AND_QUAD: Final = 2
 """A quad is ABBA or BAAB."""
@@ -168,78 +170,9 @@ def mde(block_sd: float, num_blocks: int, alpha: float = 0.05, power: float = PO
     return quantiles * block_sd / math.sqrt(num_blocks)
 
 
-def required_blocks(
-    block_sd: float, effect: float, alpha: float = 0.05, power: float = POWER
-) -> int:
-    """Fewest blocks whose `mde` is at most `effect`.
-
-    Raises:
-        ValueError: the effect is not positive.
-    """
-    if effect <= 0:
-        raise ValueError(f"the effect to detect must be positive, it is {effect}")
-    too_few, enough = 1, 2
-    while mde(block_sd, enough, alpha, power) > effect:
-        too_few, enough = enough, 2 * enough
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if mde(block_sd, middle, alpha, power) > effect:
-            too_few = middle
-        else:
-            enough = middle
-    return enough
-
-
 def margin_log(aa_half_width_log: float | None) -> float:
     """Practical margin δ = max(0.5 %, 2 · half width of an A/A campaign); None where none was run (P7)."""
     return max(MIN_MARGIN_LOG, 2 * (aa_half_width_log or 0.0))
-
-
-def is_equivalent(estimate: Estimate, margin: float) -> bool:
-    """Two one-sided tests: the 1 − 2α interval (90 % for α = 5 %) lies inside ± margin."""
-    if estimate.block_sd_log is None:
-        return False
-    confidence = 1 - 2 * (1 - estimate.confidence)
-    half_width = _half_width(estimate.block_sd_log, estimate.num_blocks, confidence)
-    return abs(estimate.log_ratio) + half_width < margin
-
-
-def verdict(
-    estimate: Estimate, *, margin_log: float, tax_budget_ratio: float | None
-) -> tuple[Verdict, str]:
-    """What the blocks say (P7), and the rule that decided in words. Validity is judged elsewhere.
-
-    Hot paths, bridges and selective features (`tax_budget_ratio` None), with θ̂ the estimate, δ the margin:
-
-        FASTER        interval entirely below 0 and |θ̂| ≥ δ
-        SLOWER        interval entirely above 0 and |θ̂| ≥ δ
-        EQUIVALENT    the 1 − 2α interval inside ± δ (`is_equivalent`)
-        INCONCLUSIVE  otherwise
-
-    Taxes are judged for non-inferiority against their budget, a ratio such as 1.01, and the margin plays no part:
-
-        WITHIN_BUDGET interval ends at or below the budget
-        OVER_BUDGET   interval begins above the budget
-        INCONCLUSIVE  otherwise
-    """
-    if estimate.half_width_log is None:
-        return Verdict.INCONCLUSIVE, "one block has no interval"
-    low = estimate.log_ratio - estimate.half_width_log
-    high = estimate.log_ratio + estimate.half_width_log
-    if tax_budget_ratio is not None:
-        return _tax_verdict(low, high, tax_budget_ratio)
-    margin = f"{math.expm1(margin_log):.1%}"
-    if abs(estimate.log_ratio) >= margin_log:
-        if high < 0:
-            return Verdict.FASTER, f"the interval is below 0 and the effect at least {margin}"
-        if low > 0:
-            return Verdict.SLOWER, f"the interval is above 0 and the effect at least {margin}"
-        return Verdict.INCONCLUSIVE, "the interval contains 0"
-    if is_equivalent(estimate, margin_log):
-        return Verdict.EQUIVALENT, f"any effect is smaller than {margin}"
-    if high < 0 or low > 0:
-        return Verdict.INCONCLUSIVE, f"a real effect, but below {margin}, and it may be larger"
-    return Verdict.INCONCLUSIVE, f"the interval contains 0 and reaches beyond {margin}"
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -263,15 +196,6 @@ def benjamini_hochberg(p_values: Sequence[float]) -> tuple[float, ...]:
         smallest = min(smallest, num / (num - position) * p_values[index])
         adjusted[index] = smallest
     return tuple(adjusted)
-
-
-def _tax_verdict(low: float, high: float, budget_ratio: float) -> tuple[Verdict, str]:
-    budget = f"{budget_ratio - 1:.1%}"
-    if high <= math.log(budget_ratio):
-        return Verdict.WITHIN_BUDGET, f"the interval ends within the budget of {budget}"
-    if low > math.log(budget_ratio):
-        return Verdict.OVER_BUDGET, f"the interval begins above the budget of {budget}"
-    return Verdict.INCONCLUSIVE, f"the interval contains the budget of {budget}"
 
 
 def _logs(seconds: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

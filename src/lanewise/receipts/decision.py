@@ -300,6 +300,8 @@ class CampaignRecord(Record):
     """Step time of the full stack ÷ bare lane, from its own blocks; null when not measured."""
     notes: tuple[str, ...] = Field(default_factory=tuple)
     mode: Literal["confirm", "screen"] = "confirm"
+    planned_effect_log: float | None = None
+    """Effect that the blocks were chosen to find (`--effect`); null where the budget or a number of blocks decided."""
     screen_design: Literal["toggle", "plackett-burman"] | None = None
     """How a screen varied the features; null in a campaign that is none."""
     interactions: InteractionTable | None = None

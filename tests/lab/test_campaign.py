@@ -1,0 +1,75 @@
+"""Plans of other versions: older ones are read as what they were, newer ones are left to a newer program."""
+
+import json
+
+import pytest
+
+from lanewise.errors import CampaignError
+from lanewise.lab.analyse import analyse_campaign
+from lanewise.lab.campaign import CampaignFolder, stored_plans
+from lanewise.lab.plan import PLAN_SCHEMA_VERSION
+from lanewise.receipts.decision import Boundary
+from tests.lab.fake import options
+from tests.lab.test_session import with_effect
+
+SINCE_1_1 = ("mode", "effect_log")
+OF_FEATURES_SINCE_1_1 = ("boundary", "detectable_log")
+
+
+def rewritten(world, change):
+    """A finished campaign whose plan file was changed."""
+    world.script.seconds = with_effect("fused_moe", 0.8, noise_sd=0.01)
+    result = world.lab().start(options(blocks=6))
+    folder = CampaignFolder.find(world.store.root, result.campaign.campaign_id)
+    path = folder.path / "plan.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return folder, result
+
+
+def as_1_0(document):
+    document["schema_version"] = "1.0.0"
+    for key in SINCE_1_1:
+        del document[key]
+    for feature in document["features"]:
+        for key in OF_FEATURES_SINCE_1_1:
+            del feature[key]
+
+
+def test_a_plan_of_1_0_looked_once_after_all_its_blocks(world):
+    folder, result = rewritten(world, as_1_0)
+    plan = folder.plan()
+    assert plan.schema_version == "1.0.0"
+    assert plan.features[0].boundary is None
+    assert len(result.decisions[0].blocks) < 6, "the plan of today stopped early"
+    record, (decision,) = analyse_campaign(
+        world.store, plan.campaign_id, now="2026-11-23T10:00:00Z"
+    )
+    assert decision.boundary == Boundary(looks=(6,), alpha=0.05, nominal_alpha=0.05)
+    assert decision.status == record.status == "INCOMPLETE"
+    assert decision.looks == ()
+
+
+@pytest.mark.parametrize("version", ["1.2.0", "2.0.0"])
+def test_a_newer_plan_is_refused_with_the_command_that_helps(world, version):
+    folder, _ = rewritten(world, lambda document: document.update(schema_version=version))
+    with pytest.raises(CampaignError, match=f"{version}.*up to {PLAN_SCHEMA_VERSION}.*pip install"):
+        folder.plan()
+    assert stored_plans(world.store.root) == []
+
+
+@pytest.mark.parametrize("version", ["new", None, 1])
+def test_a_plan_that_names_no_version_is_damage(world, version):
+    folder, _ = rewritten(world, lambda document: document.update(schema_version=version))
+    with pytest.raises(CampaignError, match="not a campaign plan"):
+        folder.plan()
+
+
+def test_a_later_attempt_at_a_block_comes_after_the_blocks_that_were_run_before_it(world):
+    result = world.lab().start(options(blocks=3))
+    folder = CampaignFolder.find(world.store.root, result.campaign.campaign_id)
+    first = folder.finished()["fused_moe", 1]
+    folder.journal.append(first.model_copy(update={"attempt": 2}))
+    assert [block for _, block in folder.finished()] == [2, 3, 1]
+    assert folder.finished()["fused_moe", 1].attempt == 2
