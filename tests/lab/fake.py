@@ -144,6 +144,8 @@ class FakeEndpoint:
             "steady": steady,
             "reason": message["warmup_reason"],
         }
+        host = message["host"]
+        changes["host"] = None if host is None or "missing" in host else host
         changes |= self.world.script.body(self.request)
         num_steps = len(self.durations)
         receipt_id, path = self.world.store.write_receipt(
@@ -244,7 +246,7 @@ def receipt_changes(request: RunRequest, script: Script, losses: list[float]) ->
                 "requested": list(asked),
                 "chosen": chosen,
                 "observed": [seen],
-                "launches": 10,
+                "launches": 1000,
                 "proof": "counter",
                 "rejected": {} if seen == chosen else {chosen: "T=65 is not a multiple of 64"},
                 "fallback_reason": None,
@@ -272,6 +274,9 @@ def receipt_changes(request: RunRequest, script: Script, losses: list[float]) ->
             for f in resolved.features
         ],
         "backends": backends,
+        "backend_versions": {
+            f"{record['op']}={record['chosen']}": {"torch": "2.13.0"} for record in backends
+        },
         "experiment": request.experiment.model_dump(mode="json"),
         "machine.class_name": resolved.machine_class,
         "numerics.losses_finite": all(math.isfinite(loss) for loss in losses),
@@ -292,6 +297,7 @@ class World:
     events: list[Any] = field(default_factory=list)
     endpoints: list[Any] = field(default_factory=list)
     turns: list[tuple[str, int]] = field(default_factory=list)
+    host: Any = None
     tokens: list[str] = field(default_factory=lambda: [f"t{n}" for n in range(20, 0, -1)])
 
     def launch(self, request: RunRequest | PairRequest) -> FakeEndpoint | FakePair:
@@ -309,6 +315,7 @@ class World:
             new_token=self.tokens.pop,
             free_memory_bytes=lambda device: self.free_bytes,
             listen=self.events.append,
+            host=self.host,
         )
 
     def seen(self, kind: type) -> list[Any]:

@@ -10,6 +10,7 @@ from lanewise.lab.children import ForkServerLauncher
 from lanewise.lab.session import Lab
 from lanewise.lane.load import load_lane
 from lanewise.lane.machine import detect_machine_class
+from lanewise.measure.host import SystemHost
 from lanewise.receipts.decision import Verdict
 from lanewise.receipts.store import Store
 from tests.lab.fake import options
@@ -34,6 +35,7 @@ def result(store, tmp_path_factory):
         new_token=lambda: "real",
         free_memory_bytes=lambda device: None,
         listen=lambda event: None,
+        host=SystemHost(),
     )
     return lab.start(
         options(
@@ -73,6 +75,24 @@ def test_its_receipts_show_fresh_processes_that_were_asked_and_obeyed(result, st
         if r.experiment.ablation_id == "fused_mamba"
     }
     assert arms == {"A": ("recurrence.torch",), "B": ("chunked.torch",)}
+
+
+@pytest.mark.slow
+def test_its_receipts_say_where_the_steps_ran_and_what_else_did(result, store):
+    usable = SystemHost().usable_cores()
+    pinned = usable is not None and len(usable) > 1
+    for receipt in store.iter_receipts():
+        parameters = receipt.extensions["io.lanewise.protocol"]
+        assert parameters["pinned"] is pinned
+        if receipt.host is None:
+            assert receipt.missing["host"]
+            continue
+        assert receipt.host.cores == ((usable[-1],) if pinned else usable)
+        assert receipt.host.cpu_seconds > 0
+        assert 0.0 <= receipt.host.foreign_load_ratio <= 1.0
+        assert receipt.extensions["io.lanewise.huge_pages"]
+    gates = {gate.name for d in result.decisions for block in d.blocks for gate in block.gates}
+    assert "host_quiet" in gates
 
 
 @pytest.mark.slow

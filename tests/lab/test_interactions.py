@@ -9,7 +9,8 @@ from lanewise.lab.analyse import analyse_campaign
 from lanewise.lab.events import BlockFinished
 from lanewise.lab.interactions import interaction_table
 from lanewise.receipts.decision import Verdict
-from tests.lab.fake import BASE_SECONDS, options, place, state
+from lanewise.receipts.store import Store
+from tests.lab.fake import BASE_SECONDS, World, options, place, state
 
 FEATURES = ("fused_moe", "fused_mamba", "fused_residual")
 LOGS = {"fused_moe": math.log(0.7), "fused_mamba": math.log(0.5), "fused_residual": math.log(0.98)}
@@ -31,7 +32,7 @@ def planted(*, interaction: float = 0.0, noise_sd: float = 0.0, seed: int = 0):
 
 
 def measure(world, *, blocks=6, features=(*FEATURES, "full_stack"), **changes):
-    budget = {"budget_seconds": 400.0, "design": "both", "blocks": blocks, "features": features}
+    budget = {"budget_seconds": 200.0, "design": "both", "blocks": blocks, "features": features}
     return world.lab().start(options(**{**budget, **changes}))
 
 
@@ -80,17 +81,26 @@ def test_no_look_ends_a_series_that_will_be_compared(world):
     assert {len(d.blocks) for d in result.decisions} == {6}
 
 
-def test_additive_effects_show_no_interaction_and_explain_the_stack(world):
-    world.script.seconds = planted(noise_sd=0.01, seed=3)
-    table = measure(world, blocks=4).campaign.interactions
-    assert [one.feature for one in table.interactions] == list(FEATURES)
-    for one in table.interactions:
-        assert not one.found
-        assert one.interval_low_log < 0 < one.interval_high_log
-        assert one.reason.startswith("no interaction larger than ")
-        assert f"{100 * math.expm1(one.detectable_log):.2f} %" in one.reason
-        assert one.detectable_log > one.mde_log > 0
-    assert table.untested == ()
+def test_additive_effects_show_no_interaction(tmp_path):
+    """Noise is called an interaction in one campaign of twenty, so one of three would already be bad luck."""
+    found, covered = 0, 0
+    for seed in range(3):
+        world = World(store=Store(tmp_path / str(seed)))
+        world.script.seconds = planted(noise_sd=0.01, seed=seed)
+        table = measure(
+            world, blocks=3, features=FEATURES, budget_seconds=60.0
+        ).campaign.interactions
+        assert [one.feature for one in table.interactions] == list(FEATURES)
+        assert table.untested == ()
+        found += any(one.found for one in table.interactions)
+        for one in table.interactions:
+            covered += one.interval_low_log < 0 < one.interval_high_log
+            assert one.detectable_log > one.mde_log > 0
+            if not one.found:
+                assert one.reason.startswith("no interaction larger than ")
+                assert f"{100 * math.expm1(one.detectable_log):.2f} %" in one.reason
+    assert found <= 1
+    assert covered >= 8
 
 
 def test_a_planted_interaction_is_found_with_an_interval_that_covers_it(world):
@@ -111,7 +121,9 @@ def test_a_planted_interaction_is_found_with_an_interval_that_covers_it(world):
 def test_the_product_of_single_effects_misses_a_stack_that_interacts(world):
     truth = 0.25
     world.script.seconds = planted(interaction=truth, noise_sd=0.005, seed=5)
-    additivity = measure(world, features=(), blocks=3).campaign.interactions.additivity
+    additivity = measure(
+        world, features=(), blocks=3, budget_seconds=100.0
+    ).campaign.interactions.additivity
     assert len(additivity.add_one) > len(FEATURES)
     assert additivity.missing == ()
     assert additivity.explained is False
@@ -192,4 +204,4 @@ def test_an_effect_that_turns_round_is_called_that(world):
     decisions = measure(world, features=("fused_moe",), blocks=4).decisions
     (one,) = interaction_table(decisions, stack_features=()).interactions
     assert one.found
-    assert one.reason.startswith("turns round: −30")
+    assert one.reason.startswith("turns round: −")

@@ -19,8 +19,8 @@ def test_a_campaign_that_turns_slow_still_ends_in_time(world):
 def test_a_campaign_on_pace_keeps_its_quads_and_its_budget(world):
     started = world.clock()
     result = world.lab().start(options(blocks=4, budget_seconds=60.0))
-    quads = {block.num_quads for block in result.decisions[0].blocks}
-    assert len(quads) == 1
+    quads = [block.num_quads for block in result.decisions[0].blocks]
+    assert max(quads) - min(quads) <= 1
     assert world.clock() - started <= 60.0
 
 

@@ -11,6 +11,7 @@ from lanewise.lab.plan import (
     block_seconds,
     parse_budget,
 )
+from lanewise.measure.stats import mde
 
 
 def cost(step: float = 0.1, setup: float = 0.5) -> ArmCost:
@@ -73,14 +74,37 @@ def test_the_plan_never_exceeds_what_is_available(steps, seconds):
             assert feature.skipped_reason.startswith("over budget: needs ~")
 
 
-def test_more_budget_buys_blocks_then_quads_then_more_blocks():
-    three, four, sharper, most = (
-        allot([candidate("f")], seconds)[0] for seconds in (13.5, 18.0, 30.0, 1000.0)
-    )
-    assert (three.blocks, three.quads) == (3, 3)
-    assert (four.blocks, four.quads) == (4, 3)
-    assert sharper.blocks == 4
-    assert sharper.quads > 3
+@pytest.mark.parametrize("seconds", [13.5, 18.0, 30.0, 60.0, 120.0, 1000.0])
+@pytest.mark.parametrize("design", ["lockstep", "sequential"])
+@pytest.mark.parametrize("setup", [0.5, 3.0])
+def test_the_budget_buys_the_pair_that_detects_the_smallest_effect(seconds, design, setup):
+    """Every pair that can be paid is tried here, with variance 1 + ratio²/quads of a block."""
+    if design == "sequential" or setup > 1:
+        seconds *= 8
+    ratio = protocol.QUAD_NOISE_RATIO[design]
+    (found,) = allot([candidate("f", setup=setup)], seconds, design=design)
+
+    def detectable(blocks, quads):
+        return mde((1 + ratio**2 / quads) ** 0.5, blocks)
+
+    payable = [
+        detectable(blocks, quads)
+        for blocks in range(protocol.VERDICT_BLOCKS, protocol.MAX_BLOCKS + 1)
+        for quads in range(protocol.MIN_QUADS, protocol.MAX_QUADS + 1)
+        if blocks
+        * block_seconds(
+            cost(setup=setup), cost(setup=setup), quads, finish_seconds=1.0, design=design
+        )
+        <= seconds
+    ]
+    assert detectable(found.blocks, found.quads) == pytest.approx(min(payable))
+
+
+def test_dear_setups_buy_longer_blocks_and_all_the_money_buys_all_there_is():
+    cheap, dear = (allot([candidate("f", setup=s)], 120.0)[0] for s in (0.1, 20.0))
+    assert dear.blocks < cheap.blocks
+    assert dear.quads > cheap.quads
+    most = allot([candidate("f")], 5000.0)[0]
     assert (most.blocks, most.quads) == (protocol.MAX_BLOCKS, protocol.MAX_QUADS)
 
 

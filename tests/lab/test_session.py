@@ -326,12 +326,12 @@ def test_other_software_in_the_middle_of_a_campaign_is_invalid(world):
 
 
 def test_noise_without_a_steady_state_costs_the_block_only(world):
-    def doubles(request, step, now):
+    def slows_down(request, step, now):
         if request.experiment is not None and request.experiment.block == 1:
-            return BASE_SECONDS * 1.05**step
+            return BASE_SECONDS * (1.0 + 0.02 * step)
         return BASE_SECONDS
 
-    world.script.seconds = doubles
+    world.script.seconds = slows_down
     (decision,) = world.lab().start(options(blocks=3)).decisions
     assert [block.valid for block in decision.blocks] == [False, True, True]
     assert "no steady state" in decision.blocks[0].reasons[0]

@@ -140,3 +140,16 @@ def test_the_unit_of_time_does_not_matter(unit: float, num_warm: int, seed: int)
     one = detect_warmup(durations, min_steady=20)
     other = detect_warmup([value * unit for value in durations], min_steady=20)
     assert (one.steps, one.steady) == (other.steps, other.steady)
+
+
+@pytest.mark.parametrize(("quiet", "steady"), [(9, False), (10, True)])
+def test_ten_quiet_steps_follow_the_last_that_compiled(quiet: int, steady: bool) -> None:
+    """P2: a run that compiled three steps ago may compile again; without a tag four steps are enough."""
+    durations = [0.1 + 0.0001 * (step % 3) for step in range(5 + quiet)]
+    found = detect_warmup(durations, tagged={4}, min_steady=4)
+    assert found.steady is steady
+    if not steady:
+        assert (
+            found.reason == "no steady state: 9 steps since the last tagged step (4), 10 are needed"
+        )
+    assert detect_warmup(durations[:6], min_steady=4).steady

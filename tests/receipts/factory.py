@@ -155,6 +155,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "graph_breaks": 0,
         "recompiles": 0,
         "graph_captures": 0,
+        "cache_digest": None,
         "warmup_policy": "nothing_compiled",
     },
     "memory": {
@@ -164,6 +165,22 @@ RECEIPT_BODY: dict[str, Any] = {
         "peak_device_used_bytes": 480_000_000,
         "alloc_retries": None,
         "ooms": None,
+    },
+    "profile": {
+        "method": "one profiled step",
+        "step_seconds": 0.12,
+        "ops": {
+            "moe_experts": {"share_ratio": 0.25, "launches": 5},
+            "ssm_scan": {"share_ratio": 0.3, "launches": 3},
+        },
+        "blocks": {
+            "E": {"share_ratio": 0.3, "launches": 5},
+            "M": {"share_ratio": 0.4, "launches": 3},
+        },
+    },
+    "backend_versions": {
+        "moe_experts=sorted.torch": {"torch": "2.13.0", "kernels/moe_experts_torch.py": "sha256:1"},
+        "ssm_scan=chunked.torch": {"torch": "2.13.0", "kernels/ssm_scan_torch.py": "sha256:2"},
     },
     "flops": {
         "convention": "lanewise-flops",
@@ -221,6 +238,18 @@ RECEIPT_BODY: dict[str, Any] = {
         "temperature_celsius": None,
         "clock_event_reasons": [],
     },
+    "host": {
+        "window_seconds": 4.0,
+        "cores": [1],
+        "pinned": True,
+        "steal_ratio": 0.001,
+        "foreign_load_ratio": 0.02,
+        "cpu_seconds": 1.9,
+        "involuntary_switches": 12,
+        "major_faults": 0,
+        "frequency_hertz": 2.5e9,
+        "huge_page_bytes": 67108864,
+    },
     "numerics": {
         "loss_first": 5.55,
         "loss_last": 4.1,
@@ -266,6 +295,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "flops.peak_source": "no published peak for this CPU",
         "flops.tensor_activity": "no GPU",
         "telemetry": "no GPU",
+        "compile.cache_digest": "nothing is compiled",
     },
     "extensions": {},
 }

@@ -159,3 +159,63 @@ def test_machine_id_is_hashed_and_files_are_tried_in_order(tmp_path: Path) -> No
     found = env._machine_id((tmp_path / "missing", bad, good))
     assert found == "0123456789abcdef0123456789abcdef"
     assert found not in env._instance_digest(found)
+
+
+@pytest.mark.parametrize(
+    ("library", "before", "expected"),
+    [
+        (("glibc", "2.36"), None, "glibc.malloc.hugetlb=1"),
+        (("glibc", "2.35"), "glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        (("glibc", "2.36"), "glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+        (("glibc", "2.31"), None, None),
+        (("glibc", "2.9"), None, None),
+        (("", ""), None, None),
+    ],
+)
+def test_malloc_is_told_about_huge_pages_where_it_can_be(monkeypatch, library, before, expected):
+    monkeypatch.setattr(env.platform, "libc_ver", lambda: library)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", before)
+    assert env.child_environment(1, starts_anew=True).get("GLIBC_TUNABLES") == expected
+    assert "GLIBC_TUNABLES" not in env.child_environment(1), "malloc has read its own already"
+
+
+@pytest.mark.parametrize(
+    ("library", "value", "kernel", "said"),
+    [
+        (("", ""), None, "", "not asked for: the C library is not glibc"),
+        (("glibc", "2.31"), None, "", "not asked for: glibc 2.31 is older than 2.35"),
+        (("glibc", "2.36"), None, "", "not asked for: GLIBC_TUNABLES does not name"),
+        (
+            ("glibc", "2.36"),
+            "a=1:glibc.malloc.hugetlb=1",
+            "always [madvise] never",
+            "glibc.malloc.hugetlb=1, the kernel offers madvise",
+        ),
+        (
+            ("glibc", "2.36"),
+            "glibc.malloc.hugetlb=1",
+            "always madvise [never]",
+            "glibc.malloc.hugetlb=1, the kernel offers never",
+        ),
+        (
+            ("glibc", "2.36"),
+            "glibc.malloc.hugetlb=1",
+            None,
+            "glibc.malloc.hugetlb=1, the kernel offers no transparent huge pages",
+        ),
+    ],
+)
+def test_what_malloc_was_told_is_said_with_what_the_kernel_offers(
+    monkeypatch, tmp_path, library, value, kernel, said
+):
+    monkeypatch.setattr(env.platform, "libc_ver", lambda: library)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if value is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", value)
+    file = tmp_path / "enabled"
+    if kernel is not None:
+        file.write_text(kernel)
+    monkeypatch.setattr(env, "_HUGE_PAGES_FILE", file)
+    assert env.huge_pages_reason().startswith(said)

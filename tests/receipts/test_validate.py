@@ -73,6 +73,7 @@ def test_a_null_is_explained_by_itself_or_by_a_parent() -> None:
     body = make_body({"missing": {"telemetry": "no GPU", "memory.ooms": "not counted"}})
     assert unexplained_nulls(body) == [
         "timing.event_wall_gap_ratio",
+        "compile.cache_digest",
         "memory.peak_reserved_bytes",
         "memory.alloc_retries",
         "flops.peak_flops_per_second",

@@ -84,6 +84,19 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="TOML or YAML with speed_defaults and taxes."),
 ]
+PinOption = Annotated[
+    bool,
+    typer.Option(
+        "--pin/--no-pin", help="Keep training processes to processors of their own, on a CPU."
+    ),
+]
+CacheOption = Annotated[
+    Literal["warm", "cold"],
+    typer.Option(
+        "--cache",
+        help="Compiled runs find their code ready, or compile from nothing; cold takes 3 blocks or more.",
+    ),
+]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="Text, JSONL or Parquet; replaces the lane's data.")
 ]
@@ -110,6 +123,8 @@ def ablate(
     config: ConfigOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
+    pin: PinOption = True,
+    cache: CacheOption = "warm",
     resume: Annotated[
         bool, typer.Option("--resume", help="Run the missing blocks of an unfinished campaign.")
     ] = False,
@@ -143,6 +158,8 @@ def ablate(
         config,
         data,
         device,
+        pin=pin,
+        cache=cache,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
@@ -173,6 +190,8 @@ def plan(
     config: ConfigOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
+    pin: PinOption = True,
+    cache: CacheOption = "warm",
     store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -195,6 +214,8 @@ def plan(
         config,
         data,
         device,
+        pin=pin,
+        cache=cache,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         record = campaign_record(_lab(store, view).plan(options), status="PLANNED")
@@ -219,6 +240,9 @@ def _options(
     config: Path | None,
     data: str | None,
     device: Literal["auto", "cpu", "cuda"],
+    *,
+    pin: bool,
+    cache: Literal["warm", "cold"],
 ) -> CampaignOptions:
     from lanewise.lab.detect import parse_effect
     from lanewise.lab.plan import parse_budget
@@ -243,6 +267,8 @@ def _options(
         seed=seed,
         num_threads=threads or DEFAULT_CPU_THREADS,
         data_path=data,
+        pin=pin,
+        cache=cache,
     )
 
 
@@ -261,6 +287,7 @@ def _lab(store: str | None, view: CampaignView) -> Lab:
 
     from lanewise.lab.children import ForkServerLauncher
     from lanewise.lab.session import Lab
+    from lanewise.measure.host import SystemHost
     from lanewise.receipts.store import Store
 
     return Lab(
@@ -273,6 +300,7 @@ def _lab(store: str | None, view: CampaignView) -> Lab:
         new_token=lambda: secrets.token_hex(3),
         free_memory_bytes=_free_memory_bytes,
         listen=view.listen,
+        host=SystemHost(),
     )
 
 

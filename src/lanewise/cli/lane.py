@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lanewise.cli.output import JsonFlag, print_json, print_table
+from lanewise.cli.ledger import LedgerOption, NoLedgerFlag, passed_over_lines, resolve_with_ledger
+from lanewise.cli.output import JsonFlag, StoreOption, print_json, print_table, store_root
 from lanewise.errors import LaneError
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def show(
     config: ConfigOption = None,
     overrides: SetOption = None,
     machine: MachineOption = None,
+    ledger: LedgerOption = None,
+    no_ledger: NoLedgerFlag = False,
+    store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a lane: identity, parameters, FLOPs, features and who decided them."""
@@ -89,7 +93,14 @@ def show(
     from lanewise.lane.hardware_flops import conventions
 
     loaded, settings = _load(lane, overrides, config)
-    found = _resolve(loaded, settings, machine)
+    found = _resolve(
+        loaded,
+        settings,
+        machine,
+        ledger=ledger,
+        no_ledger=no_ledger,
+        store_root=store_root(store),
+    )
     missing = not_built(found.lane)
     flops = lane_flops(found.lane)
     three = conventions(found.lane, found.model_switches)
@@ -124,7 +135,7 @@ def check(
 
     try:
         loaded, settings = _load(lane, overrides, config)
-        found = _resolve(loaded, settings, None)
+        found = _resolve(loaded, settings, None, ledger=None, no_ledger=True, store_root="")
     except LaneError as error:
         if not as_json:
             raise
@@ -171,20 +182,23 @@ def _load(lane: str, overrides: list[str] | None, config: str | None) -> tuple[L
     return load_lane(lane, overrides or ()), load_config(config) if config else None
 
 
-def _resolve(lane: Lane, config: Config | None, machine_class: str | None) -> ResolvedLane:
+def _resolve(
+    lane: Lane, config: Config | None, machine_class: str | None, **ledger: Any
+) -> ResolvedLane:
     """Resolve for the machine asked for, else the one the lane names, else this one."""
     from lanewise.lane.machine import detect_machine_class, device_type_of, require_machine_class
-    from lanewise.lane.resolve import resolve
 
     named = None if lane.topology.machine == "auto" else lane.topology.machine
     chosen = machine_class or named or detect_machine_class("cpu")
     require_machine_class(chosen)
-    return resolve(
+    return resolve_with_ledger(
         lane,
+        here=machine_class is None and named is None,
         machine_class=chosen,
         device_type=device_type_of(chosen),
         mode="train",
         config=config,
+        **ledger,
     )
 
 
@@ -300,7 +314,7 @@ def _print_features(found: ResolvedLane) -> None:
         return ", ".join([*ops, *setting.model, *setting.runtime])
 
     print_table(
-        ("feature", "role", "state", "decided by", "sets"),
+        ("feature", "role", "state", "decided by", "sets", "evidence"),
         (
             (
                 feature.key,
@@ -308,10 +322,13 @@ def _print_features(found: ResolvedLane) -> None:
                 feature.state,
                 feature.source,
                 sets(feature.key, feature.state),
+                ", ".join(feature.evidence),
             )
             for feature in found.features
         ),
     )
+    for line in passed_over_lines(found):
+        typer.echo(line)
 
 
 def _print_fields(found: ResolvedLane) -> None:

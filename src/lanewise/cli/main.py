@@ -16,6 +16,7 @@ from lanewise.cli import (
     doctor,
     feature,
     generate,
+    graduate,
     lane,
     receipt,
     report,
@@ -65,7 +66,19 @@ def _root(
     pass
 
 
-for group in (doctor, lane, feature, screen, ablate, train, generate, receipt, report, data):
+for group in (
+    doctor,
+    lane,
+    feature,
+    screen,
+    ablate,
+    train,
+    generate,
+    receipt,
+    report,
+    graduate,
+    data,
+):
     group.register(app)
 
 

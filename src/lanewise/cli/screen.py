@@ -79,7 +79,8 @@ def screen(
     from lanewise.lab.verdicts import EXIT_INVALID
 
     options = _options(
-        lane, features, budget, "leave-one-out", None, None, None, seed, threads, overrides, config, data, device
+        lane, features, budget, "leave-one-out", None, None, None, seed, threads, overrides, config, data, device,
+        pin=True, cache="warm",
     )  # fmt: skip
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lanewise.cli.ledger import LedgerOption, NoLedgerFlag, passed_over_lines, resolve_with_ledger
 from lanewise.cli.output import DeviceOption, JsonFlag, StoreOption, console, print_json, store_root
 from lanewise.errors import ReceiptError, RunInterrupted, UsageError
 
@@ -42,6 +43,8 @@ def train(
         Path | None,
         typer.Option("--config", help="TOML or YAML with speed_defaults, taxes and observability."),
     ] = None,
+    ledger: LedgerOption = None,
+    no_ledger: NoLedgerFlag = False,
     data: Annotated[
         str | None,
         typer.Option("--data", help="Text, JSONL or Parquet file or folder, or prepared data."),
@@ -91,7 +94,18 @@ def train(
         raise UsageError("--resume and --checkpoint-every need --checkpoint-dir FOLDER")
     from lanewise.lane.machine import DEFAULT_CPU_THREADS
 
-    resolved = _resolve(lane, overrides or [], config, device, replays=replay_routing is not None)
+    resolved = _resolve(
+        lane,
+        overrides or [],
+        config,
+        device,
+        replays=replay_routing is not None,
+        ledger=ledger,
+        no_ledger=no_ledger,
+        store_root=store_root(store),
+    )
+    for line in passed_over_lines(resolved):
+        _say(line)
     num_threads = threads or DEFAULT_CPU_THREADS
 
     from lanewise.train.request import RunRequest
@@ -119,24 +133,26 @@ def _resolve(
     device: Literal["auto", "cpu", "cuda"],
     *,
     replays: bool,
+    **ledger: Any,
 ) -> ResolvedLane:
     from lanewise.lane.built import require_built
     from lanewise.lane.config import load_config
     from lanewise.lane.load import load_lane
     from lanewise.lane.machine import choose_device, detect_machine_class
-    from lanewise.lane.resolve import resolve
 
     lane = load_lane(name, overrides)
     if replays and lane.model.moe is not None:
         lane = load_lane(name, [*overrides, "model.moe.routing_mode=replayed"])
     require_built(lane)
     device_type = choose_device(device)
-    return resolve(
+    return resolve_with_ledger(
         lane,
+        here=True,
         machine_class=detect_machine_class(device_type),
         device_type=device_type,
         mode="train",
         config=None if config is None else load_config(config),
+        **ledger,
     )
 
 

@@ -83,7 +83,7 @@ def decide_all(
     for feature in plan.features:
         arms = arms_of(builder, plan, feature.feature)
         blocks = [block for block in evidence if block.entry.feature == feature.feature]
-        decisions.append(decide(context, arms, judge(blocks, arms)))
+        decisions.append(decide(context, arms, judge(blocks, arms, cache=plan.cache)))
     return adjusted(decisions, plan.mode)
 
 

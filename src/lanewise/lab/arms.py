@@ -159,6 +159,9 @@ class ArmBuilder:
     def _feature_arms(self, feature: Feature) -> Arms:
         off, on = control_state(feature), treated_state(feature)
         base = self._base_states()
+        if feature.narrow is not None:
+            # Narrow before broad: what a broad fusion must beat is the narrow one, also on the bare lane.
+            base = {**base, feature.narrow: "on"}
         control = self._resolved({**base, feature.key: off})
         treated = self._resolved({**base, feature.key: on})
         return self._described(feature, control=control, treated=treated)

@@ -126,6 +126,11 @@ class Child:
         self._endpoint = endpoint
         self._ended = False
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._endpoint.pid
+
     def wait_ready(self, timeout_seconds: float) -> float:
         """Wait until the child has built its lane; returns its setup time in seconds."""
         return float(self._expect("ready", timeout_seconds)["setup_seconds"])
@@ -151,15 +156,24 @@ class Child:
         return stepped
 
     def ask_to_finish(
-        self, *, warmup_steps: int | None, steady: bool | None, warmup_reason: str
+        self,
+        *,
+        warmup_steps: int | None,
+        steady: bool | None,
+        warmup_reason: str,
+        host: Mapping[str, Any] | None = None,
     ) -> None:
-        """Tell the child to close its run and write its receipt; `wait_finished` collects it."""
+        """Tell the child to close its run and write its receipt; `wait_finished` collects it.
+
+        `host` is what the lab saw of the host over the timed steps (`train.request`).
+        """
         self._send(
             {
                 "command": "finish",
                 "warmup_steps": warmup_steps,
                 "steady": steady,
                 "warmup_reason": warmup_reason,
+                "host": None if host is None else dict(host),
             }
         )
 
@@ -253,7 +267,7 @@ class ForkServerLauncher:
             also_preload: modules that the program's main module imports, so that no child imports them again.
         """
         self._context = multiprocessing.get_context("forkserver")
-        self._environment = child_environment(num_threads)
+        self._environment = child_environment(num_threads, starts_anew=True)
         self._context.set_forkserver_preload([*PRELOAD, *also_preload])
 
     def __call__(self, request: RunRequest | PairRequest) -> Endpoint:

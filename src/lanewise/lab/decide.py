@@ -89,6 +89,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         ),
         goodput=judge.metric(counted, judge.goodput_ratio, reason="goodput is switched off"),
         compile_seconds=compile_delta,
+        compile_runs=judge.compile_runs([block for block in blocks if block.comparable]),
         loss_max_abs_diff=judge.loss_difference(counted) if arms.equal_mathematics else None,
         loss_equal_steps=None
         if arms.equal_mathematics
@@ -97,6 +98,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         if arms.equal_mathematics
         else judge.losses_at(counted, lambda found: found.equal_time),
         observed=judge.observed(blocks, arms),
+        backend_versions=judge.backend_versions(blocks, arms),
         observed_ok=not any(fault.about_backend for block in blocks for fault in block.faults),
         verdict=finding.verdict,
         reason=finding.reason,

@@ -54,11 +54,12 @@ class BlockDone(Record):
 
 
 class BlockLost(Record):
-    """A block that was thrown away because a process failed in it.
+    """A block that was thrown away because a process failed in it, or because others used the machine.
 
     Attributes:
         failure_family: kind of failure; null where input was refused, and in journals before there were families.
         failure: its facts.
+        receipts: arm → receipt ids of a block that ran to its end and was disturbed; empty where a process failed.
     """
 
     event: Literal["discarded"] = "discarded"
@@ -69,6 +70,7 @@ class BlockLost(Record):
     wall_seconds: float
     failure_family: FailureFamily | None = None
     failure: Failure | None = None
+    receipts: dict[str, tuple[Digest, ...]] = Field(default_factory=dict)
 
 
 class Stopped(Record):

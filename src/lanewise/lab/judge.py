@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.schedule import ArmName
-from lanewise.lab.validity import Fault, block_faults, environment_fault, observed_backends
+from lanewise.lab.validity import Fault, Gate, block_gates, faults_of, observed_backends
+from lanewise.lane.features import BY_KEY
 from lanewise.measure.loss_curve import LossComparison, LossPair
 from lanewise.measure.quality import SeedRuns
-from lanewise.receipts.decision import BlockRecord, MetricDelta
+from lanewise.receipts.decision import BlockRecord, CompileRuns, MetricDelta
+from lanewise.receipts.profile import BackendVersions
 from lanewise.receipts.schema import RunReceipt
 
 OF_THE_VISIT = frozenset(
@@ -20,15 +23,18 @@ OF_THE_VISIT = frozenset(
 )
 """Badput that a short visit has because it is short, or because the lab made it wait."""
 
+CacheState = Literal["cold", "warm", "mixed", "unused"]
+
 Reading = Callable[[RunReceipt], float | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedBlock:
-    """A block, why it does not count if it does not, and its effect if it does."""
+    """A block, the gates it passed, why it does not count if it does not, and its effect if it does."""
 
     evidence: BlockEvidence
     faults: tuple[Fault, ...]
+    gates: tuple[Gate, ...] = ()
 
     @property
     def valid(self) -> bool:
@@ -60,19 +66,25 @@ class JudgedBlock:
             control_seconds=self.evidence.median_seconds("A") if readable else None,
             treated_seconds=self.evidence.median_seconds("B") if readable else None,
             receipts=entry.receipts,
+            gates=tuple(gate.check() for gate in self.gates),
         )
 
 
-def judge(blocks: Sequence[BlockEvidence], arms: Arms) -> tuple[JudgedBlock, ...]:
-    """Check every block by itself and against the first one that is whole."""
+def judge(
+    blocks: Sequence[BlockEvidence], arms: Arms, *, cache: Literal["warm", "cold"] | None = None
+) -> tuple[JudgedBlock, ...]:
+    """Apply every gate to every block, by itself and against the first one that is whole.
+
+    Args:
+        blocks: of one feature, in order.
+        arms: what was asked for.
+        cache: state of the compile caches that the campaign prepared; None where it did not say.
+    """
     reference = next((block for block in blocks if not block.unreadable), None)
     judged = []
     for block in blocks:
-        faults = block_faults(block, arms)
-        if reference is not None and not block.unreadable:
-            changed = environment_fault(block, reference)
-            faults = (*faults, changed) if changed else faults
-        judged.append(JudgedBlock(evidence=block, faults=faults))
+        gates = block_gates(block, arms, reference=reference, cache=cache)
+        judged.append(JudgedBlock(evidence=block, faults=faults_of(gates), gates=gates))
     return tuple(judged)
 
 
@@ -126,6 +138,28 @@ def goodput_ratio(receipt: RunReceipt) -> float | None:
 def compile_seconds(receipt: RunReceipt) -> float | None:
     """Time spent compiling."""
     return receipt.compile.compile_duration_seconds
+
+
+def compile_runs(blocks: Sequence[JudgedBlock]) -> tuple[CompileRuns, ...]:
+    """Spread of compile time per arm and cache state, over every run that compiled in a comparable block."""
+    found: dict[tuple[ArmName, CacheState], list[float]] = {}
+    for block in blocks:
+        for arm, receipts in block.evidence.receipts.items():
+            for record in (receipt.compile for receipt in receipts):
+                if record.enabled and record.compile_duration_seconds is not None:
+                    key = (arm, record.cache_state)
+                    found.setdefault(key, []).append(record.compile_duration_seconds)
+    return tuple(
+        CompileRuns(
+            arm=arm,
+            cache_state=state,
+            num_runs=len(seconds),
+            median_seconds=median(seconds),
+            low_seconds=min(seconds),
+            high_seconds=max(seconds),
+        )
+        for (arm, state), seconds in sorted(found.items())
+    )
 
 
 def step_seconds(blocks: Sequence[JudgedBlock], arm: ArmName) -> float | None:
@@ -203,6 +237,25 @@ def observed(blocks: Sequence[JudgedBlock], arms: Arms) -> tuple[str, ...]:
             for name in observed_backends(receipt, arms)
         )
     )
+
+
+def backend_versions(blocks: Sequence[JudgedBlock], arms: Arms) -> BackendVersions:
+    """What the backends of both arms are built of, for the ops and switches under test."""
+    switches = {
+        switch
+        for key in arms.declared
+        for setting in BY_KEY[key].settings.values()
+        for switch in setting.runtime
+    }
+    under_test = switches | set(arms.ops)
+    return {
+        name: version
+        for block in blocks
+        for receipts in block.evidence.receipts.values()
+        for receipt in receipts
+        for name, version in sorted((receipt.backend_versions or {}).items())
+        if name.partition("=")[0] in under_test
+    }
 
 
 def _median_of(blocks: Sequence[JudgedBlock], arm: ArmName, reading: Reading) -> float | None:

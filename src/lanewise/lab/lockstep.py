@@ -13,6 +13,8 @@ from lanewise.lab.children import Launcher
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName, first_arm, quad_order
 from lanewise.lab.visit import BlockTask, Visit, block_warmup
+from lanewise.lab.watch import BlockWatch
+from lanewise.measure.host import Host
 
 
 def run_lockstep(
@@ -20,6 +22,7 @@ def run_lockstep(
     launcher: Launcher,
     clock: Callable[[], float],
     on_progress: Callable[[float], None],
+    host: Host | None = None,
 ) -> BlockDone:
     """Run one block and return its journal entry; the children have written their receipts.
 
@@ -28,6 +31,7 @@ def run_lockstep(
         launcher: starts processes.
         clock: seconds, for what the block costs; durations come from the children.
         on_progress: told the share of quads done, between quads only.
+        host: watched over the quads; None watches nothing.
 
     Raises:
         ChildError: a process died, hung or refused; no process is left behind and nothing counts.
@@ -39,7 +43,7 @@ def run_lockstep(
     try:
         for position, arm in enumerate((first, second)):
             visits[arm] = Visit(task, arm, position, launcher)
-        return _take_turns(task, visits, first, clock, started, on_progress)
+        return _take_turns(task, visits, first, clock, started, on_progress, host)
     finally:
         for visit in visits.values():
             visit.child.abort()
@@ -52,17 +56,20 @@ def _take_turns(
     clock: Callable[[], float],
     started: float,
     on_progress: Callable[[float], None],
+    host: Host | None,
 ) -> BlockDone:
     for visit in visits.values():
         visit.wait_ready()
     for _ in range(protocol.LEAD_STEPS):
         for visit in visits.values():
             visit.step()
+    watch = BlockWatch(host, task.cores, [visit.child.pid for visit in visits.values()])
     order = quad_order(task.seed, task.quads)
     for done, quad in enumerate(order, start=1):
         for letter in quad:
             visits["A" if letter == "A" else "B"].step()
         on_progress(done / len(order))
+    watch.close()
     warmup = block_warmup(
         [
             visit.warmup(protocol.MIN_STEADY_QUADS * protocol.STEPS_PER_QUAD)
@@ -73,7 +80,10 @@ def _take_turns(
     )
     for visit in visits.values():
         visit.child.ask_to_finish(
-            warmup_steps=warmup.steps, steady=warmup.steady, warmup_reason=warmup.reason
+            warmup_steps=warmup.steps,
+            steady=warmup.steady,
+            warmup_reason=warmup.reason,
+            host=watch.message(visit.child.pid),
         )
     receipts = {
         arm: (visit.child.wait_finished(visit.finish_timeout_seconds()).receipt_id,)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lanewise.errors import ChildError, StoreError, UsageError
 from lanewise.lab.arms import Arms, Question
+from lanewise.lab.caches import CompileCaches, compiles
 from lanewise.lab.children import Child, ChildRefused, Launcher
 from lanewise.lab.plan import ArmCost, Candidate
 from lanewise.lane.resolved import ResolvedLane
@@ -76,6 +77,8 @@ class Pilot:
         data_path: replaces the lane's data.
         budget_seconds: of the whole campaign.
         on_visit: told what each visit found.
+        cores: processors of a child; None leaves it where the system puts it.
+        caches: compile caches that visits fill; None leaves the compilers' own.
     """
 
     launcher: Launcher
@@ -85,6 +88,8 @@ class Pilot:
     data_path: str | None
     budget_seconds: float
     on_visit: Callable[[str, ArmCost | str], None]
+    cores: tuple[int, ...] | None = None
+    caches: CompileCaches | None = None
 
     def run(self, base: ResolvedLane, asked: Sequence[Question]) -> PilotResult:
         """Visit the base, then every other arm, plain ones before those that compile.
@@ -128,8 +133,7 @@ class Pilot:
         if left <= 0:
             return "over budget: the pilot used its half of the budget before this feature's turn"
         try:
-            fills_a_cache = any(resolved.runtime_switches.values())
-            visit = self._warm_visit if fills_a_cache else self._visit
+            visit = self._warm_visit if compiles(resolved) else self._visit
             return visit(name, resolved, max(limit, MIN_VISIT_SECONDS))
         except ChildRefused as error:
             return error.reason
@@ -141,6 +145,8 @@ class Pilot:
     def _warm_visit(self, name: str, resolved: ResolvedLane, limit_seconds: float) -> ArmCost:
         """Two visits: the first may fill a cache (prepared data, compiled code) that every block will find warm."""
         first, second = (self._visit(name, resolved, limit_seconds) for _ in range(2))
+        if self.caches is not None:
+            self.caches.filled(resolved)
         return ArmCost(
             setup_seconds=min(first.setup_seconds, second.setup_seconds),
             first_step_seconds=min(first.first_step_seconds, second.first_step_seconds),
@@ -181,10 +187,27 @@ class Pilot:
             num_threads=self.num_threads,
             data_path=self.data_path,
             measure_memory=False,
+            cores=self.cores,
+            compile_cache_dir=None if self.caches is None else self.caches.folder(resolved),
         )
 
     def _left(self, deadline: float) -> float:
         return max(0.0, deadline - self.clock())
+
+
+def fill_cache(request: RunRequest, launcher: Launcher, timeout_seconds: float) -> None:
+    """Two visits of one step, of which nothing is read: a cache is filled, then completed by what its first use writes.
+
+    Raises:
+        ChildError: a visit failed.
+    """
+    for _ in range(2):
+        child = Child(launcher(request), label="filling the compile cache")
+        try:
+            child.wait_ready(timeout_seconds)
+            child.step(1, timeout_seconds)
+        finally:
+            child.abort()
 
 
 class _OutOfTime(Exception):  # a limit of the plan, not an error of the program

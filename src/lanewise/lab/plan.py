@@ -1,13 +1,15 @@
 """How a budget is spent: which features, how many blocks, how many quads. Decided before anything is measured.
 
-More quads sharpen one block, more blocks sample more processes; with few blocks the interval is ruled by their number,
-so the budget buys blocks up to `TARGET_BLOCKS` first, then quads, then more blocks. What does not fit is dropped by
-name, the most expensive first, because a cheap feature gives the same information for less. Where a person names the
-effect to find, blocks follow from it (`lab.detect`), and the budget only has to hold them.
+A block's contrast has variance σ_b² + σ_q²/q over q quads, a block costs its setup and q quads, and few blocks pay in t
+quantiles. For every number of blocks the budget buys some quads; the pair that detects the smallest effect is taken, with
+σ_q/σ_b as `protocol.QUAD_NOISE_RATIO` has it. What does not fit is dropped by name, the most expensive first, because a
+cheap feature gives the same information for less. Where a person names the effect to find, blocks follow from it
+(`lab.detect`), and the budget only has to hold them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from lanewise.lab import protocol
 from lanewise.lab.keys import Design, split_key
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.schema import Lane
+from lanewise.measure.stats import mde
 from lanewise.receipts.decision import Boundary, Margin
 from lanewise.receipts.schema import Record
 
@@ -85,6 +88,10 @@ class CampaignPlan(Record):
     noise_log: float
     noise_source: str
     planned_mde_log: float
+    pinned: bool = False
+    """Whether training processes are kept to processors of their own."""
+    cache: Literal["warm", "cold"] | None = None
+    """State of the private compile caches; None in plans that left the compilers' own."""
     notes: tuple[str, ...] = ()
     screen_design: Literal["toggle", "plackett-burman"] | None = None
     """How a screen varies the features; null in a campaign that is none."""
@@ -229,13 +236,9 @@ def _affordable(
                 f"{kept[0].feature}, the cheapest feature, need about {total(wanted, protocol.MIN_QUADS):.0f} s; "
                 "give a larger --budget"
             )
-    quads = protocol.MIN_QUADS
-    if blocks is None:
-        wanted = _grow(wanted, protocol.TARGET_BLOCKS, lambda k: fits(k, quads))
-    quads = _grow(quads, protocol.MAX_QUADS, lambda q: fits(wanted, q))
-    if blocks is None and quads == protocol.MAX_QUADS:
-        wanted = _grow(wanted, protocol.MAX_BLOCKS, lambda k: fits(k, quads))
-    return kept, wanted, quads
+    most = wanted if blocks is not None else max(wanted, protocol.MAX_BLOCKS)
+    ratio = protocol.QUAD_NOISE_RATIO[prices.design]
+    return kept, *_sharpest(range(wanted, most + 1), fits, ratio)
 
 
 def _subject(candidate: Candidate) -> str:
@@ -309,6 +312,30 @@ def _skipped(candidate: Candidate, num_blocks: int, prices: _Prices) -> FeatureP
         treated=candidate.treated,
         skipped_reason=reason,
     )
+
+
+def _sharpest(
+    choices: Sequence[int], fits: Callable[[int, int], bool], quad_noise_ratio: float
+) -> tuple[int, int]:
+    """Blocks and quads that fit and detect the smallest effect; the fewest blocks where nothing fits.
+
+    Args:
+        choices: numbers of blocks, rising.
+        fits: whether so many blocks of so many quads can be paid.
+        quad_noise_ratio: SD of a quad ÷ SD between blocks.
+    """
+
+    def most_quads(num_blocks: int) -> int:
+        return _grow(protocol.MIN_QUADS, protocol.MAX_QUADS, lambda quads: fits(num_blocks, quads))
+
+    payable = [num_blocks for num_blocks in choices if fits(num_blocks, protocol.MIN_QUADS)]
+    found = [(num_blocks, most_quads(num_blocks)) for num_blocks in payable]
+
+    def detectable(pair: tuple[int, int]) -> float:
+        num_blocks, quads = pair
+        return mde(math.sqrt(1.0 + quad_noise_ratio**2 / quads), num_blocks)
+
+    return min(found, key=detectable, default=(choices[0], protocol.MIN_QUADS))
 
 
 def _grow(value: int, limit: int, fits: Callable[[int], bool]) -> int:

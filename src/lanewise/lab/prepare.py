@@ -8,16 +8,19 @@ from typing import Literal
 
 from lanewise.errors import UsageError
 from lanewise.lab.arms import ArmBuilder, questions
+from lanewise.lab.caches import CacheMode, CompileCaches
 from lanewise.lab.children import Launcher
 from lanewise.lab.detect import blocks_to_find, planned_mde, registered
 from lanewise.lab.events import Listener, PilotVisited
 from lanewise.lab.keys import Design
 from lanewise.lab.margin import known_noise
 from lanewise.lab.pilot import Pilot
+from lanewise.lab.placement import Placement
 from lanewise.lab.plan import (
     RESERVE_RATIO,
     ArmCost,
     CampaignPlan,
+    FeaturePlan,
     allocate,
 )
 from lanewise.lab.protocol import BlockDesign
@@ -27,6 +30,9 @@ from lanewise.receipts.store import Store
 
 FINISH_SECONDS = 0.3
 """Assumed cost of closing a visit: hashing, writing, and in block 1 a profiled step. The runner learns the real one."""
+
+COLD_RUNS = 3
+"""Fewest compilations from nothing that say how compile time spreads (P11)."""
 
 MEMORY_HEADROOM = 0.8
 """Two copies may fill this share of the memory that is free before anything runs."""
@@ -49,6 +55,8 @@ class CampaignOptions:
         seed: of every random order.
         num_threads: threads of each training process.
         data_path: replaces the lane's data; None keeps it.
+        pin: keep training processes to processors of their own where the machine has enough.
+        cache: state in which compiled runs find their caches.
     """
 
     lane: Lane
@@ -63,6 +71,8 @@ class CampaignOptions:
     num_threads: int
     data_path: str | None
     effect_log: float | None = None
+    pin: bool = True
+    cache: CacheMode = "warm"
 
 
 def make_plan(
@@ -75,6 +85,8 @@ def make_plan(
     created_at: str,
     free_memory_bytes: Callable[[DeviceType], int | None],
     listen: Listener,
+    placement: Placement,
+    caches: CompileCaches,
 ) -> CampaignPlan:
     """Time a pilot and spend the budget.
 
@@ -87,6 +99,8 @@ def make_plan(
         created_at: RFC 3339 time.
         free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
         listen: told about pilot visits.
+        placement: processors of the pilot's processes.
+        caches: compile caches that the pilot fills.
 
     Raises:
         UsageError: a feature cannot be measured, the lane replays routing, the budget is too small for one block or
@@ -114,10 +128,14 @@ def make_plan(
         data_path=options.data_path,
         budget_seconds=options.budget_seconds,
         on_visit=lambda name, cost: listen(visited(name, cost)),
+        cores=placement.cores,
+        caches=caches,
     ).run(builder.base(), asked)
     block_design, design_notes = _block_design(
         options.block_design, pilot.largest_resident_pair([q.arms for q in asked]), free_bytes
     )
+    if not placement.pinned:
+        notes = (*notes, f"processes are not pinned: {placement.reason}")
     noise = known_noise(store, builder.base(), block_design)
     features = allocate(
         [pilot.candidate(question) for question in asked],
@@ -128,6 +146,7 @@ def make_plan(
         if options.effect_log is None
         else blocks_to_find(options.effect_log, [q.arms for q in asked], noise),
     )
+    _require_cold_runs(options, features)
     features = registered(
         features, [q.arms for q in asked], noise, looks_once=options.design == "both"
     )
@@ -150,6 +169,8 @@ def make_plan(
         noise_log=noise.block_sd_log,
         noise_source=noise.source,
         planned_mde_log=planned_mde(noise.block_sd_log, features),
+        pinned=placement.pinned,
+        cache=caches.mode,
         notes=(*design_notes, *notes),
         effect_log=options.effect_log,
     )
@@ -173,6 +194,15 @@ def measured_lane(options: CampaignOptions) -> tuple[Lane, tuple[str, ...]]:
     if options.lane.observability.temporal_perf:
         return lane, ()
     return lane, ("observability.temporal_perf was switched on: the lab needs step series",)
+
+
+def _require_cold_runs(options: CampaignOptions, features: tuple[FeaturePlan, ...]) -> None:
+    fewest = min((f.blocks for f in features if f.skipped_reason is None), default=COLD_RUNS)
+    if options.cache == "cold" and fewest < COLD_RUNS:
+        raise UsageError(
+            f"--cache cold measures how compile time spreads over {COLD_RUNS} or more runs, and {fewest} blocks are "
+            f"planned; give a larger --budget, or --blocks {COLD_RUNS}"
+        )
 
 
 def _block_design(

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from lanewise.measure.stats import STEPS_PER_ARM_AND_QUAD
 from lanewise.measure.steady import RULE as WARMUP_RULE
+from lanewise.receipts.environment import HUGE_PAGES_TUNABLE
 
 BlockDesign = Literal["lockstep", "sequential", "toggle"]
 
@@ -30,8 +31,13 @@ LEAD_STEPS: Final = 2
 MIN_QUADS: Final = 3
 """Fewest quads of a block: both orders occur, and a median has a middle."""
 
-MAX_QUADS: Final = 24
-"""More steps in one process sharpen a block less than one more block does."""
+MAX_QUADS: Final = 64
+"""Beyond this what differs between processes rules a block, and more steps in one tell nothing."""
+
+QUAD_NOISE_RATIO: Final = MappingProxyType({"lockstep": 10.0, "sequential": 1.0})
+"""SD of one quad's contrast ÷ SD that remains between blocks however long they are. 82 A/A lockstep blocks of 16 quads
+on a shared 2-core machine: quads have 8 to 12 %, and blocks 2.2 % where their quads alone explain 2.5 %,
+so less than about 1 % is left to processes. A sequential block's noise is what drifts between visits."""
 
 MIN_STEADY_QUADS: Final = 2
 """Fewest quads left after warm-up; a block with fewer has no steady state."""
@@ -44,8 +50,6 @@ MIN_BLOCKS: Final = 2
 
 VERDICT_BLOCKS: Final = 3
 """With two blocks the t-interval spans 12.7 standard errors; the plan aims for no fewer than this."""
-
-TARGET_BLOCKS: Final = 4
 
 MAX_BLOCKS: Final = 12
 """Most blocks that a budget alone buys."""
@@ -64,11 +68,37 @@ PAIRED_LOSS_STEPS: Final = 8
 twenty steps of the tiny lane; then training amplifies it by half each step until only the batch is common to both, so
 later differences say nothing about correctness."""
 
+FOREIGN_LOAD_LIMIT: Final = 0.25
+"""A block during which others took more of its processors' time than this is disturbed. Turns are drawn at random, so a
+busy machine biases nothing; the limit keeps one block from ruling the spread."""
+
+STEAL_LIMIT: Final = 0.10
+"""The same for time the hypervisor gave to other machines."""
+
+GOODPUT_CLOSURE_RATIO: Final = 1e-3
+"""Largest part of wall time by which steps and badput may miss it."""
+
+EVENT_WALL_RATIO: Final = 5e-3
+"""Largest part of wall time by which the sum of device events may miss it (P3)."""
+
 _LOSS_RATIO_PER_STEP = MappingProxyType({"fp32": 2e-5, "bf16": 2e-3})
 
 
-def parameters(design: BlockDesign, *, num_threads: int) -> dict[str, str | int | float | bool]:
-    """What a child hashes into `protocol_digest`: everything but how many blocks and quads were affordable."""
+def parameters(
+    design: BlockDesign,
+    *,
+    num_threads: int,
+    pinned: bool = False,
+    cache: Literal["warm", "cold"] | None = None,
+) -> dict[str, str | int | float | bool]:
+    """What a child hashes into `protocol_digest`: everything but how many blocks and quads were affordable.
+
+    Args:
+        design: how a block is run.
+        num_threads: threads of a process.
+        pinned: whether processes are kept to processors of their own.
+        cache: state of the compile caches that runs find; None where nobody prepared them.
+    """
     return {
         "method": METHOD,
         "method_version": METHOD_VERSION,
@@ -77,6 +107,9 @@ def parameters(design: BlockDesign, *, num_threads: int) -> dict[str, str | int 
         "warmup_rule": WARMUP_RULE,
         "lead_steps": LEAD_STEPS,
         "num_threads": num_threads,
+        "pinned": pinned,
+        "compile_cache": cache or "shared",
+        "malloc": HUGE_PAGES_TUNABLE,
     }
 
 

@@ -9,6 +9,7 @@ from lanewise.errors import ChildError, StoreError
 from lanewise.lab import protocol
 from lanewise.lab.analyse import analyse_campaign, arm_builder, campaign_record
 from lanewise.lab.arms import Arms
+from lanewise.lab.caches import CompileCaches
 from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.children import ChildRefused, Launcher, VisitFailed
 from lanewise.lab.events import (
@@ -23,16 +24,20 @@ from lanewise.lab.events import (
     PlanReady,
 )
 from lanewise.lab.evidence import BlockEvidence, read_blocks
+from lanewise.lab.gates.gate import ARM_NAMES
 from lanewise.lab.journal import BlockDone, BlockLost, Stopped
 from lanewise.lab.judge import JudgedBlock, judge
 from lanewise.lab.lockstep import run_lockstep
 from lanewise.lab.pace import Pace
+from lanewise.lab.pilot import fill_cache
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.schedule import block_order
 from lanewise.lab.sequential import run_sequential
 from lanewise.lab.stopping import contrasts, looks_at
 from lanewise.lab.toggle import run_toggle
+from lanewise.lab.validity import disturbance
 from lanewise.lab.visit import BlockTask
+from lanewise.measure.host import Host
 from lanewise.measure.stats import estimate_from_contrasts
 from lanewise.receipts.failures import DefectFailure
 from lanewise.receipts.store import Store
@@ -44,6 +49,9 @@ RUN_BLOCK = {"lockstep": run_lockstep, "sequential": run_sequential, "toggle": r
 
 MAX_ATTEMPTS = 2
 """A block is run again once after its first attempt was thrown away."""
+
+CACHE_PATIENCE_SECONDS = 1800.0
+"""How long filling one compile cache may take."""
 
 
 @dataclass(kw_only=True)
@@ -58,6 +66,8 @@ class Runner:
         now: RFC 3339 time, for documents.
         listen: told what happens.
         spent_seconds: what earlier sittings and the pilot have used of the budget.
+        host: watched over every block; None watches nothing.
+        cores: processors of training processes; None leaves them where the system puts them.
 
     `_evidence` holds blocks as read back from the disk, in the order they were run.
     """
@@ -69,6 +79,8 @@ class Runner:
     now: Callable[[], str]
     listen: Listener
     spent_seconds: float
+    host: Host | None = None
+    cores: tuple[int, ...] | None = None
     _evidence: dict[tuple[str, int], BlockEvidence] = field(default_factory=dict)
 
     def run(self) -> CampaignResult:
@@ -144,6 +156,8 @@ class Runner:
             attempt=len(earlier) + 1,
             quads=quads,
             store_root=self.store.root,
+            cores=self.cores,
+            caches=self._caches(plan),
         )
         self.listen(
             BlockStarted(feature=arms.feature, block=block, num_blocks=plan.blocks[arms.feature])
@@ -151,12 +165,15 @@ class Runner:
         run_block = RUN_BLOCK[plan.block_design]
         started = self.clock()
         try:
-            return run_block(
+            self._fill_caches(task)
+            entry = run_block(
                 task,
                 self.launcher,
                 self.clock,
                 lambda ratio: self.listen(BlockAdvanced(done_ratio=ratio)),
+                self.host,
             )
+            return self._undisturbed(entry)
         except ChildRefused as error:
             if error.child_exit_code == StoreError.exit_code:
                 raise StoreError(
@@ -165,6 +182,37 @@ class Runner:
             return self._lost(task, error, started)
         except ChildError as error:
             return self._lost(task, error, started)
+        finally:
+            if task.caches is not None:
+                task.caches.clear_cold()
+
+    def _undisturbed(self, entry: BlockDone) -> BlockDone | BlockLost:
+        """The block, or its first attempt thrown away: others used the machine, and it can be run again."""
+        (evidence,) = read_blocks(self.store, [entry])
+        reason = disturbance(evidence)
+        if reason is None or entry.attempt >= MAX_ATTEMPTS:
+            return entry
+        return BlockLost(
+            feature=entry.feature,
+            block=entry.block,
+            attempt=entry.attempt,
+            reason=reason,
+            wall_seconds=entry.wall_seconds,
+            receipts=entry.receipts,
+        )
+
+    def _caches(self, plan: CampaignPlan) -> CompileCaches | None:
+        if plan.cache is None:
+            return None
+        return CompileCaches.of(self.store.root, plan.campaign_id, plan.cache)
+
+    def _fill_caches(self, task: BlockTask) -> None:
+        """Fill what a resumed campaign finds empty; the pilot has filled the rest."""
+        for position, arm in enumerate(ARM_NAMES):
+            resolved = task.arms.arm(arm)
+            if task.caches is not None and task.caches.needs_filling(resolved):
+                fill_cache(task.request(arm, position), self.launcher, CACHE_PATIENCE_SECONDS)
+                task.caches.filled(resolved)
 
     def _lost(self, task: BlockTask, error: ChildError, started: float) -> BlockLost:
         # A child that breaks the protocol says nothing about itself: that is a defect of ours.
@@ -185,18 +233,18 @@ class Runner:
 
     def _hopeless(self, feature: str) -> bool:
         """Whether a feature has only ever failed, so that its other blocks would fail as well."""
-        lost = sum(entry.feature == feature for entry in self.folder.lost())
+        lost = sum(entry.feature == feature and not entry.receipts for entry in self.folder.lost())
         return lost >= MAX_ATTEMPTS and not any(key == feature for key, _ in self._evidence)
 
-    def _judged(self, arms: Arms) -> tuple[JudgedBlock, ...]:
+    def _judged(self, plan: CampaignPlan, arms: Arms) -> tuple[JudgedBlock, ...]:
         own = [block for (key, _), block in self._evidence.items() if key == arms.feature]
-        return judge(own, arms)
+        return judge(own, arms, cache=plan.cache)
 
     def _stops(self, plan: CampaignPlan, arms: Arms) -> bool:
         """Whether a look has ended the feature before its last block; the first time, the journal is told."""
         if plan.mode == "screen":
             return False
-        judged, planned = self._judged(arms), plan.blocks[arms.feature]
+        judged, planned = self._judged(plan, arms), plan.blocks[arms.feature]
         if len(judged) >= planned:
             return False
         looks = looks_at(plan, arms, judged, ended=False)
@@ -218,7 +266,7 @@ class Runner:
     def _finished(self, plan: CampaignPlan, arms: Arms, entry: BlockDone) -> None:
         self._evidence.pop((entry.feature, entry.block), None)
         (self._evidence[entry.feature, entry.block],) = read_blocks(self.store, [entry])
-        judged = self._judged(arms)
+        judged = self._judged(plan, arms)
         known = contrasts(judged)
         (this,) = (block for block in judged if block.evidence.entry == entry)
         self.listen(
@@ -239,6 +287,9 @@ class Runner:
         for decision in decisions:
             self.store.write_decision(decision)
         self.store.write_campaign(record)
+        caches = self._caches(self.folder.plan())
+        if caches is not None and record.status == "COMPLETE":
+            caches.clear()
         return CampaignResult(campaign=record, decisions=decisions, interrupted=interrupted)
 
 

@@ -60,7 +60,7 @@ def screen_decisions(
     blocks: dict[str, tuple[JudgedBlock, ...]] = {}
     for planned in plan.planned:
         own = [block for block in evidence if block.entry.feature == planned.feature]
-        blocks[planned.feature] = judge.judge(own, builder.build(planned.feature))
+        blocks[planned.feature] = judge.judge(own, builder.build(planned.feature), cache=plan.cache)
     if plan.screen_design == "toggle":
         judged = [
             (

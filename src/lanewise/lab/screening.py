@@ -16,18 +16,19 @@ from typing import Final, Literal
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
 from lanewise.lab.arms import FULL_STACK, NO_FEATURE, ArmBuilder, Question, questions
+from lanewise.lab.caches import CompileCaches
 from lanewise.lab.children import Launcher
 from lanewise.lab.events import Listener
 from lanewise.lab.keys import row_key
 from lanewise.lab.margin import Noise, known_noise
 from lanewise.lab.pilot import Pilot, PilotResult
+from lanewise.lab.placement import Placement
 from lanewise.lab.plan import (
     RESERVE_RATIO,
     ArmCost,
     CampaignPlan,
     Candidate,
     FeaturePlan,
-    allocate,
     block_seconds,
 )
 from lanewise.lab.prepare import (
@@ -49,6 +50,9 @@ MIN_REPLICATES: Final = 2
 """Each row of a design is run this often at least: the noise is what replicates differ by."""
 
 MAX_REPLICATES: Final = 8
+
+FEWEST_QUADS: Final = 8
+"""Fewest quads of a toggle: warm-up takes some, and its interval stands on the others."""
 
 ROW_QUADS: Final = 6
 """Quads that a row's block gets before more replicates are bought: more of them sharpen one process only."""
@@ -91,6 +95,8 @@ def make_screen_plan(
     created_at: str,
     free_memory_bytes: Callable[[DeviceType], int | None],
     listen: Listener,
+    placement: Placement,
+    caches: CompileCaches,
 ) -> CampaignPlan:
     """Time a pilot and spend the budget on a screen.
 
@@ -104,6 +110,8 @@ def make_screen_plan(
         created_at: RFC 3339 time.
         free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
         listen: told about pilot visits.
+        placement: processors of the pilot's processes.
+        caches: compile caches that the pilot fills.
 
     Raises:
         UsageError: a feature cannot be measured, there are too many or too few, two copies do not fit in memory, or the
@@ -111,6 +119,8 @@ def make_screen_plan(
         ChildError: the base lane's process died.
     """
     lane, notes = measured_lane(options)
+    if not placement.pinned:
+        notes = (*notes, f"processes are not pinned: {placement.reason}")
     builder = ArmBuilder(
         lane=lane,
         machine_class=options.machine_class,
@@ -131,6 +141,8 @@ def make_screen_plan(
         data_path=options.data_path,
         budget_seconds=options.budget_seconds,
         on_visit=lambda name, cost: listen(visited(name, cost)),
+        cores=placement.cores,
+        caches=caches,
     ).run(builder.base(), asked)
     survey = _Survey(
         builder=builder,
@@ -169,6 +181,8 @@ def make_screen_plan(
         planned_mde_log=mde(noise_log, _num_contrasts(plan_features, screen_design)),
         notes=(*notes, SHARED_NOTE if screen_design == "toggle" else MIRROR_NOTE),
         mode="screen",
+        pinned=placement.pinned,
+        cache=caches.mode,
         screen_design=screen_design,
         factors=factors,
         left_out=left_out,
@@ -219,12 +233,46 @@ def _toggles(survey: _Survey) -> tuple[FeaturePlan, ...]:
                 failure=fault,
             )
         )
-    return allocate(
-        candidates,
-        survey.available_seconds,
-        finish_seconds=FINISH_SECONDS,
-        design="toggle",
-        blocks=1,
+    usable = sorted(
+        (c for c in candidates if c.failure is None), key=lambda c: _toggle_seconds(c, 1)
+    )
+
+    def fits(quads: int) -> bool:
+        return sum(_toggle_seconds(c, quads) for c in usable) <= survey.available_seconds
+
+    while usable and not fits(FEWEST_QUADS):
+        usable.pop()
+    if not usable and any(c.failure is None for c in candidates):
+        raise UsageError(
+            f"the budget leaves {max(survey.available_seconds, 0.0):.0f} s after the pilot, too little to screen the "
+            "cheapest feature; give a larger --budget"
+        )
+    quads = FEWEST_QUADS
+    while quads < protocol.MAX_QUADS and fits(quads + 1):
+        quads += 1
+    return tuple(_toggle(candidate, candidate in usable, quads) for candidate in candidates)
+
+
+def _toggle(candidate: Candidate, is_usable: bool, quads: int) -> FeaturePlan:
+    reason = candidate.failure
+    if reason is None and not is_usable:
+        reason = f"over budget: needs ~{_toggle_seconds(candidate, FEWEST_QUADS):.0f} s"
+    return FeaturePlan(
+        feature=candidate.feature,
+        blocks=0 if reason else 1,
+        quads=0 if reason else quads,
+        block_seconds=0.0 if reason else _toggle_seconds(candidate, quads),
+        control=candidate.control,
+        treated=candidate.treated,
+        skipped_reason=reason,
+    )
+
+
+def _toggle_seconds(candidate: Candidate, quads: int) -> float:
+    assert candidate.control is not None, "a candidate without a failure has costs"
+    assert candidate.treated is not None, "a candidate without a failure has costs"
+    return block_seconds(
+        candidate.control, candidate.treated, quads, finish_seconds=FINISH_SECONDS, design="toggle"
     )
 
 

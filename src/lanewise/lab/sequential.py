@@ -13,6 +13,8 @@ from lanewise.lab.children import Launcher
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName, quad_order
 from lanewise.lab.visit import BlockTask, Visit, block_warmup
+from lanewise.lab.watch import BlockWatch
+from lanewise.measure.host import Host
 from lanewise.receipts.schema import Warmup
 
 
@@ -21,6 +23,7 @@ def run_sequential(
     launcher: Launcher,
     clock: Callable[[], float],
     on_progress: Callable[[float], None],
+    host: Host | None = None,
 ) -> BlockDone:
     """Run one block and return its journal entry; the children have written their receipts.
 
@@ -29,6 +32,7 @@ def run_sequential(
         launcher: starts processes.
         clock: seconds, for what the block costs; durations come from the children.
         on_progress: told the share of visits done.
+        host: watched over the steps of each visit; None watches nothing.
 
     Raises:
         ChildError: a process died, hung or refused; no process is left behind and nothing counts.
@@ -39,7 +43,7 @@ def run_sequential(
     warmups: list[Warmup] = []
     for position, letter in enumerate(order):
         arm: ArmName = "A" if letter == "A" else "B"
-        warmup, receipt_id = _run_visit(Visit(task, arm, position, launcher), task.quads)
+        warmup, receipt_id = _run_visit(Visit(task, arm, position, launcher), task, host)
         warmups.append(warmup)
         receipts[arm] = (*receipts[arm], receipt_id)
         on_progress((position + 1) / len(order))
@@ -61,15 +65,22 @@ def run_sequential(
     )
 
 
-def _run_visit(visit: Visit, quads: int) -> tuple[Warmup, str]:
+def _run_visit(visit: Visit, task: BlockTask, host: Host | None) -> tuple[Warmup, str]:
     try:
         visit.wait_ready()
-        for _ in range(protocol.LEAD_STEPS + protocol.STEPS_PER_QUAD * quads):
+        for _ in range(protocol.LEAD_STEPS):
             visit.step()
+        watch = BlockWatch(host, task.cores, [visit.child.pid])
+        for _ in range(protocol.STEPS_PER_QUAD * task.quads):
+            visit.step()
+        watch.close()
         warmup = visit.warmup(protocol.MIN_STEADY_QUADS * protocol.STEPS_PER_QUAD)
         # The others' warm-up is not known yet: this receipt states its own, the block drops the largest.
         visit.child.ask_to_finish(
-            warmup_steps=warmup.steps, steady=warmup.steady, warmup_reason=warmup.reason
+            warmup_steps=warmup.steps,
+            steady=warmup.steady,
+            warmup_reason=warmup.reason,
+            host=watch.message(visit.child.pid),
         )
         return warmup, visit.child.wait_finished(visit.finish_timeout_seconds()).receipt_id
     finally:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from lanewise.errors import UsageError
+from lanewise.lab.caches import CompileCaches
 from lanewise.lab.campaign import CampaignFolder, newest_unfinished
 from lanewise.lab.children import Launcher
 from lanewise.lab.events import CampaignResult, Listener
+from lanewise.lab.placement import aside, place, replace
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.prepare import CampaignOptions, make_plan
 from lanewise.lab.runner import Runner, spent_before
@@ -18,6 +21,7 @@ from lanewise.lane.built import require_built
 from lanewise.lane.digest import lane_digest
 from lanewise.lane.machine import DeviceType
 from lanewise.lane.schema import Lane
+from lanewise.measure.host import Host
 from lanewise.receipts.store import Store
 
 
@@ -33,6 +37,7 @@ class Lab:
         new_token: a short random word that makes campaign names unique.
         free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
         listen: told what happens.
+        host: the machine's processors; None neither places processes nor watches them.
     """
 
     store: Store
@@ -42,6 +47,7 @@ class Lab:
     new_token: Callable[[], str]
     free_memory_bytes: Callable[[DeviceType], int | None]
     listen: Listener
+    host: Host | None = None
 
     def plan(self, options: CampaignOptions) -> CampaignPlan:
         """Time a pilot and plan; nothing is written.
@@ -51,14 +57,17 @@ class Lab:
             NotBuiltError: the lane asks for what this version does not implement.
             ChildError: the base lane's process died.
         """
-        return self._plan(options, self.launcher(options.num_threads))
+        created_at, campaign_id, caches = self._new(options)
+        try:
+            return self._plan(
+                options, self.launcher(options.num_threads), created_at, campaign_id, caches
+            )
+        finally:
+            caches.clear()
 
     def start(self, options: CampaignOptions) -> CampaignResult:
         """Plan and run a new campaign; raises as `plan` does, and StoreError when the disk refuses it."""
-        launcher = self.launcher(options.num_threads)
-        plan = self._plan(options, launcher)
-        folder = CampaignFolder.create(self.store.root, plan)
-        return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
+        return self._start(options, None)
 
     def screen(self, options: CampaignOptions, screen_design: ScreenDesign) -> CampaignResult:
         """Plan and run a screen; its decisions rank candidates and can never graduate.
@@ -69,23 +78,7 @@ class Lab:
             ChildError: the base lane's process died.
             StoreError: the disk refuses it.
         """
-        self._require_local_store()
-        require_built(options.lane)
-        launcher = self.launcher(options.num_threads)
-        created_at = self.now()
-        plan = make_screen_plan(
-            options,
-            screen_design,
-            store=self.store,
-            launcher=launcher,
-            clock=self.clock,
-            campaign_id=f"{created_at[:10]}-{options.lane.name}-screen-{self.new_token()}",
-            created_at=created_at,
-            free_memory_bytes=self.free_memory_bytes,
-            listen=self.listen,
-        )
-        folder = CampaignFolder.create(self.store.root, plan)
-        return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
+        return self._start(options, screen_design)
 
     def resume(
         self,
@@ -127,25 +120,76 @@ class Lab:
             folder, self.launcher(plan.num_threads), spent_seconds=spent_before(folder)
         )
 
-    def _plan(self, options: CampaignOptions, launcher: Launcher) -> CampaignPlan:
+    def _start(
+        self, options: CampaignOptions, screen_design: ScreenDesign | None
+    ) -> CampaignResult:
+        launcher = self.launcher(options.num_threads)
+        created_at, campaign_id, caches = self._new(options)
+        try:
+            plan = self._plan(options, launcher, created_at, campaign_id, caches, screen_design)
+            folder = CampaignFolder.create(self.store.root, plan)
+        except BaseException:
+            caches.clear()
+            raise
+        return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
+
+    def _new(self, options: CampaignOptions) -> tuple[str, str, CompileCaches]:
+        """Time, name and compile caches of a new campaign."""
         self._require_local_store()
         require_built(options.lane)
         created_at = self.now()
-        return make_plan(
-            options,
-            store=self.store,
-            launcher=launcher,
-            clock=self.clock,
-            campaign_id=f"{created_at[:10]}-{options.lane.name}-{self.new_token()}",
-            created_at=created_at,
-            free_memory_bytes=self.free_memory_bytes,
-            listen=self.listen,
+        campaign_id = f"{created_at[:10]}-{options.lane.name}-{self.new_token()}"
+        return (
+            created_at,
+            campaign_id,
+            CompileCaches.of(self.store.root, campaign_id, options.cache),
         )
+
+    def _plan(
+        self,
+        options: CampaignOptions,
+        launcher: Launcher,
+        created_at: str,
+        campaign_id: str,
+        caches: CompileCaches,
+        screen_design: ScreenDesign | None = None,
+    ) -> CampaignPlan:
+        placement = place(
+            self.host,
+            num_threads=options.num_threads,
+            device_type=options.device_type,
+            wanted=options.pin,
+        )
+        make: Callable[..., CampaignPlan] = (
+            make_plan
+            if screen_design is None
+            else partial(make_screen_plan, screen_design=screen_design)
+        )
+        with aside(self.host, placement):
+            return make(
+                options,
+                store=self.store,
+                launcher=launcher,
+                clock=self.clock,
+                campaign_id=campaign_id,
+                created_at=created_at,
+                free_memory_bytes=self.free_memory_bytes,
+                listen=self.listen,
+                placement=placement,
+                caches=caches,
+            )
 
     def _run(
         self, folder: CampaignFolder, launcher: Launcher, *, spent_seconds: float
     ) -> CampaignResult:
-        with folder.locked():
+        plan = folder.plan()
+        placement = replace(
+            self.host,
+            num_threads=plan.num_threads,
+            device_type=plan.device_type,
+            pinned=plan.pinned,
+        )
+        with folder.locked(), aside(self.host, placement):
             return Runner(
                 store=self.store,
                 folder=folder,
@@ -154,6 +198,8 @@ class Lab:
                 now=self.now,
                 listen=self.listen,
                 spent_seconds=spent_seconds,
+                host=self.host,
+                cores=placement.cores,
             ).run()
 
     def _require_local_store(self) -> None:

@@ -13,6 +13,8 @@ from lanewise.lab.children import Child, Launcher
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName, quad_order
 from lanewise.lab.visit import SETUP_TAGS, BlockTask, block_warmup, patience
+from lanewise.lab.watch import BlockWatch
+from lanewise.measure.host import Host
 from lanewise.measure.steady import detect_warmup
 from lanewise.train.request import PairRequest
 
@@ -24,6 +26,7 @@ def run_toggle(
     launcher: Launcher,
     clock: Callable[[], float],
     on_progress: Callable[[float], None],
+    host: Host | None = None,
 ) -> BlockDone:
     """Run one block and return its journal entry; the child has written a receipt for each arm.
 
@@ -32,6 +35,7 @@ def run_toggle(
         launcher: starts processes.
         clock: seconds, for what the block costs; durations come from the child.
         on_progress: told the share of quads done, between quads only.
+        host: watched over the quads; None watches nothing.
 
     Raises:
         ChildError: the process died, hung or refused; it is not left behind and nothing counts.
@@ -59,10 +63,12 @@ def run_toggle(
         child.wait_ready(patience(sum(cost.setup_seconds for cost in costs.values())))
         for _ in range(protocol.LEAD_STEPS):
             turns("AB")
+        watch = BlockWatch(host, task.cores, [child.pid])
         order = quad_order(task.seed, task.quads)
         for done, quad in enumerate(order, start=1):
             turns(quad)
             on_progress(done / len(order))
+        watch.close()
         warmup = block_warmup(
             [
                 detect_warmup(
@@ -76,7 +82,10 @@ def run_toggle(
             steps_per_quad=protocol.STEPS_PER_QUAD,
         )
         child.ask_to_finish(
-            warmup_steps=warmup.steps, steady=warmup.steady, warmup_reason=warmup.reason
+            warmup_steps=warmup.steps,
+            steady=warmup.steady,
+            warmup_reason=warmup.reason,
+            host=watch.message(child.pid),
         )
         receipts = child.wait_both_finished(
             patience(10 * sum(cost.step_seconds for cost in costs.values()))

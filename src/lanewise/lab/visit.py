@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lanewise.lab import protocol
 from lanewise.lab.arms import Arms
+from lanewise.lab.caches import CompileCaches
 from lanewise.lab.children import Child, Launcher, Stepped
 from lanewise.lab.plan import ArmCost, CampaignPlan
 from lanewise.lab.schedule import ArmName, block_seed
@@ -17,7 +18,7 @@ from lanewise.measure.steady import detect_warmup
 from lanewise.receipts.schema import Experiment, Warmup
 from lanewise.train.request import RunRequest
 
-SETUP_TAGS = frozenset({"compile", "autotune", "graph_capture"})
+SETUP_TAGS = frozenset({"compile", "autotune", "graph_capture", "reserve"})
 """Tags of steps that a steady state cannot contain."""
 
 PATIENCE = 20.0
@@ -37,6 +38,8 @@ class BlockTask:
         attempt: 1 or 2.
         quads: quads to run.
         store_root: where children write receipts.
+        cores: processors of both arms; None leaves them where the system puts them.
+        caches: private compile caches; None leaves the compilers' own.
     """
 
     plan: CampaignPlan
@@ -45,6 +48,8 @@ class BlockTask:
     attempt: int
     quads: int
     store_root: str
+    cores: tuple[int, ...] | None = None
+    caches: CompileCaches | None = None
 
     @property
     def seed(self) -> int:
@@ -82,9 +87,18 @@ class BlockTask:
                 design=self.plan.block_design,
                 order_seed=self.seed,
             ),
-            protocol=protocol.parameters(self.plan.block_design, num_threads=self.plan.num_threads),
+            protocol=protocol.parameters(
+                self.plan.block_design,
+                num_threads=self.plan.num_threads,
+                pinned=self.plan.pinned,
+                cache=self.plan.cache,
+            ),
             # Two arms in one process have no peak of their own to profile.
             measure_memory=self.block == 1 and self.plan.block_design != "toggle",
+            cores=self.cores,
+            compile_cache_dir=None
+            if self.caches is None
+            else self.caches.folder(self.arms.arm(arm)),
         )
 
 

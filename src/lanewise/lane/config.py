@@ -8,6 +8,7 @@ has their table). A tax inside `speed_defaults` is refused (rule R4: what costs 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,15 +18,17 @@ from pydantic import Field, ValidationError
 
 from lanewise.errors import LaneError, Problem
 from lanewise.lane.features import BY_KEY, Feature, Role
-from lanewise.lane.ledger import Effect, Ledger, LedgerEntry, Scope
+from lanewise.lane.ledger import Demotion, Effect, Ledger, LedgerEntry, Scope, TaxRecord
 from lanewise.lane.schema import Lane, ObservabilitySpec
 from lanewise.lane.sources import Document, KeyPath, dotted, parse_toml, parse_yaml, read_text
 from lanewise.lane.spec import Spec
 from lanewise.lane.suggest import did_you_mean
 
 TABLES = ("speed_defaults", "experimental_taxes", "observability")
-_TAX_RECORD_KEYS = ("state", "budget_ratio", "last", "evidence", "effect")
-_ENTRY_TABLES: Mapping[str, type[Spec]] = MappingProxyType({"scope": Scope, "effect": Effect})
+_TAX_RECORD_KEYS = tuple(key for key in TaxRecord.model_fields if key != "feature")
+_ENTRY_TABLES: Mapping[str, type[Spec]] = MappingProxyType(
+    {"scope": Scope, "effect": Effect, "demoted": Demotion}
+)
 
 
 class Config(Spec):
@@ -35,11 +38,13 @@ class Config(Spec):
         features: feature → state, as the user asked.
         observability: switches of `ObservabilitySpec` that the file names.
         ledger: defaults with evidence.
+        taxes: records of taxes, without influence.
     """
 
     features: dict[str, str] = Field(default_factory=dict)
     observability: dict[str, bool] = Field(default_factory=dict)
     ledger: Ledger = Ledger()
+    taxes: tuple[TaxRecord, ...] = ()
 
 
 def load_config(path: str | Path) -> Config:
@@ -50,9 +55,10 @@ def load_config(path: str | Path) -> Config:
     """
     file = Path(path)
     text = read_text(file, what="configuration")
-    if file.suffix.lower() in (".yaml", ".yml"):
-        return parse_config(parse_yaml(text, name=str(path)))
-    return parse_config(parse_toml(text, name=str(path)))
+    read = parse_yaml if file.suffix.lower() in (".yaml", ".yml") else parse_toml
+    config = parse_config(read(text, name=str(path)))
+    digest = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    return config.model_copy(update={"ledger": config.ledger.model_copy(update={"digest": digest})})
 
 
 def parse_config(document: Document) -> Config:
@@ -95,6 +101,7 @@ class _Reader:
         self.problems: list[Problem] = []
         self.features: dict[str, str] = {}
         self.entries: list[LedgerEntry] = []
+        self.taxes: list[TaxRecord] = []
 
     def read(self) -> Config:
         for name, table in self._tables():
@@ -106,6 +113,7 @@ class _Reader:
             features=self.features,
             observability=self._read_observability(),
             ledger=Ledger(entries=tuple(self.entries)),
+            taxes=tuple(self.taxes),
         )
 
     def _tables(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -202,9 +210,9 @@ class _Reader:
             self.entries.append(entry)
 
     def _read_tax_record(self, feature: Feature, value: Mapping[str, Any], path: KeyPath) -> None:
-        for key in value:
-            if key not in _TAX_RECORD_KEYS:
-                self._fault((*path, key), f"unknown key. {did_you_mean(key, _TAX_RECORD_KEYS)}")
+        known = {key: item for key, item in value.items() if key in _TAX_RECORD_KEYS}
+        for key in value.keys() - known.keys():
+            self._fault((*path, key), f"unknown key. {did_you_mean(key, _TAX_RECORD_KEYS)}")
         state = value.get("state")
         if state not in feature.states:
             self._fault((*path, "state"), f"= {state!r} is no state; use {_or(feature.states)}")
@@ -215,6 +223,15 @@ class _Reader:
                 f"= {state!r}: a recorded tax stays {feature.default_state} by default; to ask for it, "
                 f"write `{feature.key} = {wish}` under experimental_taxes",
             )
+        else:
+            self._keep_tax_record({**known, "feature": feature.key}, path)
+
+    def _keep_tax_record(self, value: Mapping[str, Any], path: KeyPath) -> None:
+        try:
+            self.taxes.append(TaxRecord.model_validate(value))
+        except ValidationError as error:
+            for fault in error.errors(include_url=False):
+                self._entry_fault(fault["type"], fault["msg"], (*path, *fault["loc"]))
 
     def _entry_fault(self, kind: str, message: str, path: KeyPath) -> None:
         if kind == "extra_forbidden":

@@ -79,6 +79,7 @@ class Feature:
         table: optional table of `[model]` a lane must have for this feature to exist, e.g. `mtp`; None for any lane.
         screened: whether `ablate` takes it up without being asked for it by name.
         misfit: why the sizes of a model do not allow it, or None.
+        narrow: feature that a broad fusion must beat: its control has that one on.
     """
 
     key: str
@@ -99,6 +100,7 @@ class Feature:
     needs_dense_attention: bool = False
     screened: bool = True
     misfit: Callable[[ModelSpec], str | None] = lambda _: None
+    narrow: str | None = None
 
     def ops_for(self, model: ModelSpec) -> tuple[str, ...]:
         """Ops that any state sets and this model runs, sorted."""
@@ -266,6 +268,7 @@ FEATURES: tuple[Feature, ...] = (
         needs_dense_attention=True,
         settings={"off": Setting(), "on": Setting()},
         control_note="the narrow ingress (narrow before broad)",
+        narrow="fused_mla_ingress",
         default_state="off",
         stance="selective",
         built=False,

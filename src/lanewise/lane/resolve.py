@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from lanewise.errors import LaneError, NotBuiltError, UsageError
 from lanewise.lane import machine
 from lanewise.lane.config import Config, apply_config
 from lanewise.lane.digest import config_digest, lane_digest, model_digest
 from lanewise.lane.features import BY_KEY, FEATURES, Feature, Preference, runs_op
-from lanewise.lane.ledger import Ledger, LedgerSource
+from lanewise.lane.ledger import Ledger, LedgerAnswer, LedgerEntry, VersionOf
 from lanewise.lane.names import canonical_name
 from lanewise.lane.resolved import FeatureDecision, FeatureSource, ResolvedLane
 from lanewise.lane.schema import Lane, ModelSpec
@@ -39,6 +39,7 @@ def resolve(
     ledger: Ledger | None = None,
     config: Config | None = None,
     overrides: Mapping[str, str] = MappingProxyType({}),
+    version_of: VersionOf | None = None,
 ) -> ResolvedLane:
     """Resolve a lane for one machine.
 
@@ -47,9 +48,10 @@ def resolve(
         machine_class: class of the machine that will run it, e.g. `cpu-x86_64-2c`.
         device_type: device the run uses; picks each feature's backends.
         mode: `train` or `ablate`, part of the canonical name.
-        ledger: defaults earned by evidence; None uses those of `config`.
+        ledger: defaults earned by evidence; entries of `config` are asked before it.
         config: the article's configuration: fills in what the lane leaves open.
         overrides: feature → state, the arm of an ablation.
+        version_of: present versions, by which evidence expires; None takes every entry at its word.
 
     Raises:
         LaneError: unknown feature, state or op; a feature without blocks in this lane was asked for; the machine is
@@ -60,20 +62,22 @@ def resolve(
     _check_machine(lane, machine_class, device_type)
     if config is not None:
         lane = apply_config(lane, config)
-        ledger = config.ledger if ledger is None else ledger
+    ledgers = [*([config.ledger] if config else []), *([ledger] if ledger else [])]
     _check_names(lane.features, where="features")
     _check_names(overrides, where="ablation")
     _check_ops(lane.ops)
     digest = lane_digest(lane)
-    ask_ledger = partial(
-        (ledger or Ledger()).state_of,
+    ask = partial(
+        _ask,
+        ledgers,
         lane_digest=digest,
         model_digest=model_digest(lane),
         machine_class=machine_class,
+        silenced=partial(_silenced, lane.model, device_type, version_of),
     )
     _check_applicable(lane, overrides)
     decisions = tuple(
-        _decide(feature, lane.features, overrides, ask_ledger)
+        _decide(feature, lane.features, overrides, ask)
         for feature in FEATURES
         if feature.applies_to(lane.model)
     )
@@ -143,24 +147,56 @@ def _decide(
     feature: Feature,
     explicit: Mapping[str, str],
     overrides: Mapping[str, str],
-    ask_ledger: Callable[[str], tuple[str, LedgerSource] | None],
+    ask: Callable[[str], LedgerAnswer | None],
 ) -> FeatureDecision:
     state: str
     source: FeatureSource
+    answer: LedgerAnswer | None = None
     if feature.key in overrides:
         state, source = overrides[feature.key], "ablation"
     elif feature.key in explicit:
         state, source = explicit[feature.key], "explicit"
-    elif (found := ask_ledger(feature.key)) is not None:
-        state, source = found
     else:
-        state, source = feature.default_state, "stance"
+        answer = ask(feature.key)
+        if answer is not None and answer.state is not None and answer.source is not None:
+            state, source = answer.state, answer.source
+        else:
+            state, source = feature.default_state, "stance"
     if not feature.built and state != "off":
         raise NotBuiltError(
             f"feature {feature.key} = '{state}' was asked for, and this version does not implement it; "
             f'set features.{feature.key} = "off" or remove it. `lanewise feature list` shows what is built'
         )
-    return FeatureDecision(key=feature.key, role=feature.role.value, state=state, source=source)
+    return FeatureDecision(
+        key=feature.key,
+        role=feature.role.value,
+        state=state,
+        source=source,
+        ledger_digest=answer.ledger_digest if answer else None,
+        evidence=answer.evidence if answer else (),
+        passed_over=answer.passed_over if answer else None,
+    )
+
+
+def _ask(ledgers: Iterable[Ledger], feature: str, **scope: Any) -> LedgerAnswer | None:
+    """The first ledger that gives a state answers; else the first that had an entry says why it does not speak."""
+    answers = [found for ledger in ledgers if (found := ledger.ask(feature, **scope)) is not None]
+    return next((a for a in answers if a.state is not None), answers[0] if answers else None)
+
+
+def _silenced(
+    model: ModelSpec,
+    device_type: machine.DeviceType,
+    version_of: VersionOf | None,
+    entry: LedgerEntry,
+) -> str | None:
+    setting = BY_KEY[entry.feature].settings[entry.state]
+    asked = {
+        op: by_device[device_type][0]
+        for op, by_device in setting.ops.items()
+        if runs_op(op, model) and by_device.get(device_type)
+    }
+    return entry.silenced(version_of, asked)
 
 
 def _op_preferences(

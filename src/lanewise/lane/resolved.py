@@ -14,12 +14,21 @@ FeatureSource = Literal["explicit", "ledger_lane", "ledger_class", "stance", "ab
 
 
 class FeatureDecision(Spec):
-    """One feature's state on this lane, and who decided it."""
+    """One feature's state on this lane, and who decided it.
+
+    Attributes:
+        ledger_digest: of the ledger file that decided, or that held an entry which no longer counts; else None.
+        evidence: decisions that the ledger's entry rests on.
+        passed_over: why an entry of the ledger did not decide, e.g. `evidence expired: torch 2.13.0 → 2.14.0`.
+    """
 
     key: str
     role: str
     state: str
     source: FeatureSource
+    ledger_digest: str | None = None
+    evidence: tuple[str, ...] = ()
+    passed_over: str | None = None
 
 
 class ResolvedLane(Spec):

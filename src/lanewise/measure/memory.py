@@ -53,12 +53,12 @@ def measure_cpu_step(step: Callable[[], object], live: Iterable[torch.Tensor]) -
 
     live_bytes = storage_bytes(live)
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with _silent_stderr():
+    with silent_stderr():
         profiler.start()
     try:
         step()
     finally:
-        with _silent_stderr():
+        with silent_stderr():
             profiler.stop()
     # Kineto's own events, because torch's summaries fold allocations into the ops that made them.
     results: Any = profiler.profiler.kineto_results if profiler.profiler else None
@@ -118,7 +118,7 @@ def _peak(changes: Iterable[int]) -> int:
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """Send the process's stderr nowhere: Kineto writes lines on start and stop that no Python setting turns off."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -30,8 +30,12 @@ import numpy.typing as npt
 
 from lanewise.receipts.schema import Warmup
 
-RULE: Final = "pelt-log-median-theilsen-1"
-"""Name and version of the rule above, kept in every receipt."""
+RULE: Final = "pelt-log-median-theilsen-2"
+"""Name and version of the rule above, kept in every receipt. 2 brought `QUIET_STEPS`."""
+
+QUIET_STEPS: Final = 10
+"""Steps without compiling, tuning, capturing or reserving memory that must follow the last one with: what compiles
+once more after three quiet steps was not done."""
 
 MATERIAL_LOG: Final = 0.005
 MAX_DISTURBED: Final = 0.2
@@ -68,7 +72,8 @@ def detect_warmup(
 
     Args:
         durations_seconds: every step, in order, warm-up included.
-        tagged: indices of steps that compiled, tuned or captured; the steady part starts after the last one.
+        tagged: indices of steps that compiled, tuned, captured or reserved memory; the steady part starts after the
+            last one, and at least `QUIET_STEPS` must follow it.
         min_steady: least number of undisturbed steady steps.
 
     Raises:
@@ -81,11 +86,10 @@ def detect_warmup(
         raise ValueError(f"min_steady is {min_steady}; a level and a slope need at least 3 steps")
     num_steps = len(durations)
     after_tagged = max(tagged, default=-1) + 1
-    if num_steps - after_tagged < min_steady:
+    needed = max(min_steady, QUIET_STEPS) if after_tagged else min_steady
+    if num_steps - after_tagged < needed:
         since = f" since the last tagged step ({after_tagged - 1})" if after_tagged else ""
-        return _unsteady(
-            num_steps, f"{num_steps - after_tagged} steps{since}, {min_steady} are needed"
-        )
+        return _unsteady(num_steps, f"{num_steps - after_tagged} steps{since}, {needed} are needed")
 
     group = math.ceil(num_steps / MAX_POINTS)
     log_time = _group_medians(np.log(durations), group)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +84,27 @@ class OpSet:
     def reset_counters(self) -> None:
         """Forget eager launches, e.g. after warm-up; traces stay, since compiled code is not traced again."""
         self._counters.reset()
+
+    @contextlib.contextmanager
+    def wrapped(
+        self, wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+    ) -> Iterator[None]:
+        """Run every op's backend through `wrap(op, function)` for a while; nothing is left of it afterwards.
+
+        Ops traced into compiled code stay as they are: with another function they would be compiled anew.
+        """
+        eager = [
+            (op, launch, launch.function)
+            for op, launch in self._launches.items()
+            if self._counters.observation(op).proof != "trace"
+        ]
+        for op, launch, function in eager:
+            launch.function = wrap(op, function)
+        try:
+            yield
+        finally:
+            for _op, launch, function in eager:
+                launch.function = function
 
     def _launch(self, op: str) -> Launch:
         if op not in self._launches:

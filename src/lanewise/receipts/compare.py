@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lanewise.lane.features import FEATURES
-from lanewise.receipts.extension_keys import INITIAL_WEIGHTS_KEY
+from lanewise.receipts.extension_keys import INITIAL_WEIGHTS_KEY, PROTOCOL_KEY
 from lanewise.receipts.schema import RunReceipt
 
 DIGEST_FIELDS: tuple[str, ...] = (
@@ -22,6 +23,30 @@ DIGEST_FIELDS: tuple[str, ...] = (
     "data_digest",
     "machine.class_digest",
 )
+
+_COVERED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "lane.digest": ("lane.spec",),
+        "protocol_digest": (f"extensions.{PROTOCOL_KEY}",),
+        "environment_digest": (
+            "environment.os_description",
+            "environment.python_version",
+            "environment.device_driver_version",
+            "environment.packages",
+            "environment.variables",
+            "environment.num_threads",
+        ),
+        "data_digest": ("data",),
+        "machine.class_digest": (
+            "machine.class_name",
+            "environment.host_arch",
+            "environment.host_cpu_model_name",
+            "environment.host_cpu_count",
+            "environment.device_model",
+        ),
+    }
+)
+"""Digest → recorded fields that it is made of, so that a refusal can name them."""
 
 _ALWAYS_DIFFERENT = frozenset({"receipt_id", "created_at", "artifacts"})
 
@@ -91,6 +116,30 @@ def diff(
         if left.get(field) != right.get(field) and field not in named
     ]
     return [*blocking, *others]
+
+
+def named_differences(a: RunReceipt, b: RunReceipt, field: str) -> list[str]:
+    """The recorded fields behind a differing digest, as `path a → b`; empty for other fields or where none differs.
+
+    Args:
+        a: one receipt.
+        b: another.
+        field: one of `DIGEST_FIELDS`.
+    """
+    left, right = _leaves(_by_name(a)), _leaves(_by_name(b))
+    covered = _COVERED_BY.get(field, ())
+    paths = [
+        path for path in dict.fromkeys([*left, *right]) if any(_within(path, c) for c in covered)
+    ]
+    return [
+        f"{path} {left.get(path)} → {right.get(path)}"
+        for path in paths
+        if left.get(path) != right.get(path)
+    ]
+
+
+def _within(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(parent + ".")
 
 
 def unmatched_starts(a: RunReceipt, b: RunReceipt) -> tuple[str, ...]:

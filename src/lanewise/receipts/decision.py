@@ -11,7 +11,8 @@ from typing import Literal
 from pydantic import Field
 
 from lanewise.receipts.interaction import InteractionTable
-from lanewise.receipts.schema import Digest, LaneIdentity, Machine, Producer, Record
+from lanewise.receipts.profile import BackendVersions
+from lanewise.receipts.schema import Check, Digest, LaneIdentity, Machine, Producer, Record
 
 DECISION_SCHEMA_VERSION = "1.2.0"
 
@@ -143,6 +144,19 @@ class BlockRecord(Record):
     """Median steady step of each arm."""
     receipts: dict[str, tuple[Digest, ...]]
     """Arm → receipt ids."""
+    gates: tuple[Check, ...] = ()
+    """Every validity gate with what it received and its rule; empty in documents before 1.2."""
+
+
+class CompileRuns(Record):
+    """How long the runs of one arm compiled, over the blocks whose arms are comparable."""
+
+    arm: Literal["A", "B"]
+    cache_state: Literal["cold", "warm", "mixed", "unused"]
+    num_runs: int
+    median_seconds: float
+    low_seconds: float
+    high_seconds: float
 
 
 class SeedQuality(Record):
@@ -225,6 +239,8 @@ class Decision(Record):
     peak_memory_bytes: MetricDelta
     goodput: MetricDelta
     compile_seconds: MetricDelta
+    compile_runs: tuple[CompileRuns, ...] = ()
+    """Spread of compile time per arm that compiled; with `ablate --cache cold` of compilations from nothing."""
     loss_max_abs_diff: float | None
     """Largest difference of the arms' losses over paired steps; null if the feature changes the mathematics."""
     loss_equal_steps: MetricDelta | None = None
@@ -253,6 +269,8 @@ class Decision(Record):
     """For a cold and for a warm compile cache; empty where neither arm compiles, and in documents before 1.2."""
     quality: QualityRecord | None = None
     """Loss over matched seeds; null if the mathematics are the same."""
+    backend_versions: BackendVersions = Field(default_factory=dict)
+    """Of both arms, for the ops this feature sets; the evidence expires when one of them changes."""
 
 
 class PlannedFeature(Record):

@@ -32,6 +32,7 @@ RECORDED_VARIABLES: tuple[str, ...] = (
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "CUDA_LAUNCH_BLOCKING",
     "DNNL_MAX_CPU_ISA",
+    "GLIBC_TUNABLES",
     "GOMP_CPU_AFFINITY",
     "GOMP_SPINCOUNT",
     "KMP_AFFINITY",
@@ -91,6 +92,8 @@ MACHINE_ID_FILES: tuple[Path, ...] = (
 )
 """128-bit random ids in order of preference; the last lives until the next boot, for containers without the others."""
 
+_HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 _INSTANCE_LABEL = b"lanewise machine instance v1"
 
 
@@ -113,25 +116,79 @@ def recorded_variables() -> dict[str, str]:
     return found
 
 
-def child_environment(num_threads: int) -> dict[str, str]:
+HUGE_PAGES_TUNABLE = "glibc.malloc.hugetlb=1"
+"""glibc 2.35 and later: malloc asks the kernel for transparent huge pages (glibc manual, "Memory Allocation Tunables")."""
+
+_HUGE_PAGES_GLIBC = (2, 35)
+
+
+def child_environment(num_threads: int, *, starts_anew: bool = False) -> dict[str, str]:
     """Variables to set in a training process before any thread pool exists.
 
     Idle workers sleep (`OMP_WAIT_POLICY=PASSIVE`): arms of a lockstep block share the cores in turns, and the
-    spinning workers of the waiting arm would slow the other one down.
+    spinning workers of the waiting arm would slow the other one down. malloc asks for huge pages where it can: which
+    pages a process happens to get is one of the ways in which two equal processes differ.
 
     Args:
         num_threads: intra-op threads, at least 1.
+        starts_anew: the variables are set before the program starts, the only moment at which malloc reads its own.
     """
     if num_threads < 1:
         raise ValueError(f"num_threads is {num_threads}; a process needs at least 1 thread")
     count = str(num_threads)
+    malloc = _malloc_tunables() if starts_anew else None
     return {
+        **({} if malloc is None else {"GLIBC_TUNABLES": malloc}),
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
         "OMP_DYNAMIC": "FALSE",
         "OMP_WAIT_POLICY": "PASSIVE",
     }
+
+
+def huge_pages_reason() -> str:
+    """What this process's malloc was told about huge pages when the program started, in words, and what the kernel offers."""
+    library, version = platform.libc_ver()
+    if library != "glibc":
+        return "not asked for: the C library is not glibc"
+    if not _has_huge_pages_tunable(version):
+        return f"not asked for: glibc {version} is older than 2.35"
+    asked = [
+        part
+        for part in os.environ.get("GLIBC_TUNABLES", "").split(":")
+        if part.startswith("glibc.malloc.hugetlb=")
+    ]
+    if not asked:
+        return "not asked for: GLIBC_TUNABLES does not name glibc.malloc.hugetlb"
+    return f"{asked[-1]}, the kernel offers {_kernel_huge_pages()}"
+
+
+def _malloc_tunables() -> str | None:
+    """GLIBC_TUNABLES with huge pages asked for; a value the user set keeps its word. None where malloc knows none."""
+    library, version = platform.libc_ver()
+    if library != "glibc" or not _has_huge_pages_tunable(version):
+        return None
+    before = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb=" in before:
+        return before
+    return f"{before}:{HUGE_PAGES_TUNABLE}" if before else HUGE_PAGES_TUNABLE
+
+
+def _has_huge_pages_tunable(glibc_version: str) -> bool:
+    parts = glibc_version.split(".")
+    numbers = tuple(int(part) for part in parts[:2] if part.isdigit())
+    return numbers >= _HUGE_PAGES_GLIBC
+
+
+def _kernel_huge_pages() -> str:
+    """`always`, `madvise` or `never`, as the kernel's own file marks it."""
+    try:
+        text = _HUGE_PAGES_FILE.read_text(encoding="ascii")
+    except OSError:
+        return "no transparent huge pages"
+    found = re.search(r"\[(\w+)\]", text)
+    return found.group(1) if found else "an unknown mode"
 
 
 @contextlib.contextmanager

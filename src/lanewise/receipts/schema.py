@@ -16,11 +16,14 @@ from pydantic import Field
 from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.flops import ComponentFlops as ComponentFlops
 from lanewise.receipts.flops import Flops as Flops
+from lanewise.receipts.profile import BackendVersions, LedgerMark, StepProfile
 from lanewise.receipts.record import Digest as Digest
 from lanewise.receipts.record import FiniteOrNull as FiniteOrNull
 from lanewise.receipts.record import NonNegativeInt as NonNegativeInt
 from lanewise.receipts.record import Record as Record
 from lanewise.receipts.record import Seconds as Seconds
+from lanewise.receipts.telemetry import HostWindow
+from lanewise.receipts.telemetry import Telemetry as Telemetry
 from lanewise.receipts.warmup_policy import WarmupPolicy
 
 SCHEMA_VERSION = "1.2.0"
@@ -33,6 +36,11 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks": "1.1.0",
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
+        "profile": "1.2.0",
+        "backend_versions": "1.2.0",
+        "ledger": "1.2.0",
+        "compile.cache_digest": "1.2.0",
+        "host": "1.2.0",
         "compile.warmup_policy": "1.2.0",
         "flops.ceiling": "1.2.0",
         "flops.tensor_activity": "1.2.0",
@@ -196,6 +204,8 @@ class CompileRecord(Record):
     graph_breaks: NonNegativeInt | None
     recompiles: NonNegativeInt | None
     graph_captures: NonNegativeInt | None
+    cache_digest: Digest | None = None
+    """Names and sizes of all files in the run's private compile cache before it compiled; null without one."""
     warmup_policy: WarmupPolicy | None = None
     """Whether graphs were compiled before step 0, and why or why not."""
 
@@ -261,17 +271,6 @@ class Environment(Record):
     variables: dict[str, str]
     """Allow-listed environment variables."""
     num_threads: NonNegativeInt | None
-
-
-class Telemetry(Record):
-    """Clocks, power and temperature over the window; all null without a GPU."""
-
-    sm_clock_hertz: float | None = None
-    memory_clock_hertz: float | None = None
-    power_watts: float | None = None
-    energy_joules: float | None = None
-    temperature_celsius: float | None = None
-    clock_event_reasons: tuple[str, ...] = ()
 
 
 class DataRecord(Record):
@@ -342,9 +341,14 @@ class RunReceipt(Record):
     goodput: Goodput | None
     compile: CompileRecord
     memory: Memory
+    profile: StepProfile | None = None
+    backend_versions: BackendVersions | None = None
+    ledger: dict[str, LedgerMark] | None = None
+    """Feature → what the ledger had to say about it; null where it had nothing to say about this lane."""
     flops: Flops
     routing: Routing | None
     telemetry: Telemetry
+    host: HostWindow | None = None
     numerics: Numerics
     environment: Environment
     data: DataRecord

@@ -22,9 +22,11 @@ MEASURED_GROUPS: tuple[str, ...] = (
     "goodput",
     "compile",
     "memory",
+    "profile",
     "flops",
     "routing",
     "telemetry",
+    "host",
     "numerics",
 )
 """Groups in which a null needs a reason in `missing`."""

@@ -47,13 +47,21 @@ def trigger_compilation(
         load.copy_(value)
 
 
-def compile_record(*, enabled: bool, seconds: float) -> CompileRecord:
+def compile_record(
+    *, enabled: bool, seconds: float, cache_digest: str | None, missing: dict[str, str]
+) -> CompileRecord:
     """What the compiler did in this process.
 
     Args:
         enabled: whether blocks were compiled.
         seconds: what compiling ahead of the first step took.
+        cache_digest: of the run's private cache before it compiled; None without one.
+        missing: reasons for nulls by dotted path; added to.
     """
+    if not enabled or cache_digest is None:
+        missing["compile.cache_digest"] = (
+            "no private cache was asked for" if enabled else "nothing is compiled"
+        )
     if not enabled:
         return CompileRecord(
             enabled=False,
@@ -72,5 +80,6 @@ def compile_record(*, enabled: bool, seconds: float) -> CompileRecord:
         graph_breaks=counts.graph_breaks,
         recompiles=counts.recompiles,
         graph_captures=0,
+        cache_digest=cache_digest,
         warmup_policy=WarmupPolicy.EXPLICIT,
     )

@@ -160,23 +160,33 @@ def _run_one(
 def _run(
     request: RunRequest, connection: Connection, start_seconds: float, now: Callable[[], float]
 ) -> None:
-    from lanewise.train.loop import manual_gc
-    from lanewise.train.process import prepare_process
+    from lanewise.train.compile_cache import private_cache
+    from lanewise.train.process import pin, prepare_process
     from lanewise.train.run import Run
 
-    run = Run(request, host_allocator=prepare_process(request.num_threads))
+    host_allocator = prepare_process(request.num_threads)
+    with private_cache(request.compile_cache_dir) as cache_digest:
+        run = Run(request, host_allocator=host_allocator, cache_digest=cache_digest)
+        if request.cores is not None:
+            pin(request.cores)
+        _take_steps(run, connection, lambda: now() - start_seconds)
+
+
+def _take_steps(run: Run, connection: Connection, setup_seconds: Callable[[], float]) -> None:
+    from lanewise.train.loop import manual_gc
+
     with manual_gc():
         connection.send(
             {
                 "event": "ready",
                 "pid": psutil.Process().pid,
-                "setup_seconds": now() - start_seconds,
+                "setup_seconds": setup_seconds(),
             }
         )
-        if request.steps is None:
+        if run.request.steps is None:
             finish = _lockstep(run, connection)
         else:
-            finish = _sequential(run, request.steps, connection)
+            finish = _sequential(run, run.request.steps, connection)
     warmup_steps = finish.get("warmup_steps")
     finished = run.finish(
         warmup=None
@@ -185,7 +195,8 @@ def _run(
             steps=int(warmup_steps),
             steady=bool(finish.get("steady")),
             reason=str(finish.get("warmup_reason") or "decided by the campaign for both arms"),
-        )
+        ),
+        host=finish.get("host"),
     )
     connection.send(
         {

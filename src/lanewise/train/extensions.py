@@ -9,7 +9,8 @@ from typing import Any, Final
 from lanewise.lane.index_layers import index_layers
 from lanewise.lane.schema import ModelSpec
 from lanewise.receipts.extension_keys import INITIAL_WEIGHTS_KEY as INITIAL_WEIGHTS_KEY
-from lanewise.train.process import ALLOCATOR_KEY
+from lanewise.receipts.extension_keys import PROTOCOL_KEY
+from lanewise.train.process import ALLOCATOR_KEY, HUGE_PAGES_KEY, huge_pages
 from lanewise.train.routing_receipt import IDS_DIGEST_KEY
 
 INDEX_LAYERS_KEY: Final = "io.lanewise.index_layers"
@@ -20,6 +21,7 @@ def extensions(
     model: ModelSpec,
     *,
     host_allocator: str,
+    protocol: Mapping[str, Any],
     losses: Mapping[str, Any],
     routing_ids_digest: str | None,
     initial_weights: Mapping[str, str | int] | None,
@@ -28,12 +30,15 @@ def extensions(
 
     Args:
         model: of the lane.
+        protocol: parameters behind `protocol_digest`; empty outside a campaign.
         host_allocator: what malloc was told about freed memory.
         losses: entries of `loss_record.loss_extensions`.
         routing_ids_digest: of the routing that was recorded or followed, or None.
         initial_weights: of which checkpoint step 0 started, or None.
     """
-    found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator, **losses}
+    found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator, HUGE_PAGES_KEY: huge_pages(), **losses}
+    if protocol:
+        found[PROTOCOL_KEY] = dict(protocol)
     layers = index_layers(model)
     if layers is not None:
         found[INDEX_LAYERS_KEY] = {

@@ -1,4 +1,4 @@
-"""What a process sets about itself before it trains: its threads, and that it keeps the memory it frees.
+"""What a process sets about itself before it trains: its threads, its processors, and that it keeps the memory it frees.
 
 A training step allocates and frees the same large tensors again and again, and glibc may return large blocks to the
 system in between. Whether a feature then looks slower depends on the allocator and not on its arithmetic: with glibc's
@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Collection
 from typing import Final
 
 import torch
+
+from lanewise.measure.host import SystemHost
+from lanewise.receipts.environment import huge_pages_reason
 
 # From <malloc.h>; ctypes has no headers to read them from.
 _M_TRIM_THRESHOLD: Final = -1
@@ -26,6 +30,23 @@ _MMAP_BYTES_OLD_GLIBC: Final = 2**25
 
 ALLOCATOR_KEY: Final = "io.lanewise.host_allocator"
 """Key in a receipt's `extensions` that says what `prepare_process` did."""
+
+HUGE_PAGES_KEY: Final = "io.lanewise.huge_pages"
+"""Key in a receipt's `extensions`: what malloc was told about huge pages, and what the kernel offers."""
+
+
+def pin(cores: Collection[int]) -> None:
+    """Keep this process, with every thread it has and will have, to these processors.
+
+    Called when the lane is built and before its first step: building may use the whole machine, since the other arm is
+    built at the same time and compilers have workers of their own.
+    """
+    SystemHost().restrict(cores)
+
+
+def huge_pages() -> str:
+    """What malloc was told about huge pages."""
+    return huge_pages_reason()
 
 
 def prepare_process(num_threads: int) -> str:

@@ -5,7 +5,6 @@ A check is about whether the run may count as evidence, never about whether it w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +15,15 @@ from lanewise import __version__
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.features import BY_KEY
 from lanewise.lane.resolved import FeatureDecision, ResolvedLane
+from lanewise.measure.device_events import event_wall_gap_ratio
 from lanewise.measure.steps import StepRecorder, summarise
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice
 from lanewise.receipts.environment import environment_digest
 from lanewise.receipts.failures import Failure
+from lanewise.receipts.profile import BackendVersions, StepProfile
 from lanewise.receipts.schema import (
     BackendRecord,
-    Check,
     CompileRecord,
     DataRecord,
     Environment,
@@ -36,22 +36,22 @@ from lanewise.receipts.schema import (
     Outcome,
     Producer,
     StepSeries,
-    Telemetry,
     Throughput,
     Timing,
     Warmup,
 )
-from lanewise.receipts.utilization import CitedCeiling, TensorActivity
+from lanewise.receipts.utilization import CitedCeiling
+from lanewise.train.checks import run_checks
 from lanewise.train.extensions import extensions
 from lanewise.train.failure import Measured, failure_of_checks
 from lanewise.train.flops_receipt import flops_record, tokens_per_step
 from lanewise.train.loss_record import loss_extensions
+from lanewise.train.profile import ledger_marks
+from lanewise.train.readings import Readings
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import routing_record
 
 CLOCK = "perf_counter_ns"
-CLOSURE_RATIO = 1e-3
-"""Largest part of wall time by which the goodput partition may miss it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +72,9 @@ class RunFacts:
         goodput: partition of wall time, None when switched off.
         compile: compile counts.
         memory: peaks.
+        profile: shares of one step, None with a reason in `missing`.
+        backend_versions: what the backends are built of.
+        readings: the machine over the steps.
         environment: software and host.
         machine: class and instance.
         data: what was read.
@@ -82,7 +85,6 @@ class RunFacts:
         aborted: None when all steps were taken, else why not.
         failure: what stopped it, if the run knows; failed checks name their own.
         ceiling: measured matmul ceiling of this machine, if the store has one.
-        tensor_activity: hardware counters over the steps, or the reason why there are none.
     """
 
     request: RunRequest
@@ -97,6 +99,9 @@ class RunFacts:
     goodput: Goodput | None
     compile: CompileRecord
     memory: Memory
+    profile: StepProfile | None
+    backend_versions: BackendVersions
+    readings: Readings
     environment: Environment
     machine: Machine
     data: DataRecord
@@ -107,7 +112,6 @@ class RunFacts:
     aborted: str | None
     failure: Failure | None = None
     ceiling: CitedCeiling | None = None
-    tensor_activity: TensorActivity | str = "no GPU"
 
 
 def assemble(facts: RunFacts) -> dict[str, Any]:
@@ -116,11 +120,17 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
     series = facts.recorder.series()
     missing = dict(facts.missing)
     timing = _timing(facts, series, missing)
-    checks = _checks(facts, series)
+    checks = run_checks(
+        series,
+        warmup=facts.warmup,
+        goodput=facts.goodput,
+        choices=facts.choices,
+        observations=facts.observations,
+        in_campaign=facts.request.experiment is not None,
+    )
     backends = tuple(
         _backend(choice, facts.observations[op]) for op, choice in facts.choices.items()
     )
-    telemetry = Telemetry()
     failed = [check.name for check in checks if not check.ok]
     failure = facts.failure or failure_of_checks(
         failed,
@@ -129,7 +139,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             warmup=facts.warmup,
             goodput=facts.goodput,
             memory=facts.memory,
-            telemetry=telemetry,
+            telemetry=facts.readings.telemetry,
             backends=backends,
         ),
     )
@@ -150,16 +160,20 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "goodput": facts.goodput,
         "compile": facts.compile,
         "memory": facts.memory,
+        "profile": facts.profile,
+        "backend_versions": facts.backend_versions,
+        "ledger": ledger_marks(resolved),
         "flops": flops_record(
             resolved,
             timing.step_duration_seconds,
             missing,
             ceiling=facts.ceiling,
-            activity=facts.tensor_activity,
+            activity=facts.readings.tensor_activity,
             num_threads=facts.request.num_threads,
         ),
         "routing": routing_record(resolved.lane, facts.expert_loads[facts.warmup.steps :], missing),
-        "telemetry": telemetry,
+        "telemetry": facts.readings.telemetry,
+        "host": facts.readings.host,
         "numerics": _numerics(series, missing),
         "environment": facts.environment,
         "data": facts.data,
@@ -175,6 +189,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "extensions": extensions(
             resolved.lane.model,
             host_allocator=facts.host_allocator,
+            protocol=facts.request.protocol,
             losses=loss_extensions(
                 facts.auxiliary_losses, facts.recorder.loss_parts(), facts.layer_losses
             ),
@@ -255,13 +270,19 @@ def _timing(facts: RunFacts, series: StepSeries, missing: dict[str, str]) -> Tim
         window = (
             series.start_seconds[-1] + series.duration_seconds[-1] - series.start_seconds[first]
         )
-    missing["timing.event_wall_gap_ratio"] = "no device events on a CPU"
+    gap = None
+    if isinstance(facts.readings.device_step_seconds, str):
+        missing["timing.event_wall_gap_ratio"] = facts.readings.device_step_seconds
+    else:
+        gap = event_wall_gap_ratio(facts.readings.device_step_seconds[facts.warmup.steps :], steady)
+        if gap is None:
+            missing["timing.event_wall_gap_ratio"] = "no steady steps"
     return Timing(
         clock=CLOCK,
         warmup=facts.warmup,
         step_duration_seconds=summarise(steady) if steady else None,
         window_duration_seconds=window,
-        event_wall_gap_ratio=None,
+        event_wall_gap_ratio=gap,
         step_tags=facts.recorder.tag_counts(),
     )
 
@@ -301,53 +322,8 @@ def _numerics(series: StepSeries, missing: dict[str, str]) -> Numerics:
     )
 
 
-def _checks(facts: RunFacts, series: StepSeries) -> tuple[Check, ...]:
-    bad_losses = [step for step, loss in zip(series.step, series.loss, strict=True) if loss is None]
-    checks = [
-        Check(name="steps_present", ok=bool(series.step), detail=f"{len(series.step)} steps"),
-        Check(
-            name="losses_finite",
-            ok=not bad_losses,
-            detail=f"loss is not finite at step {bad_losses[0]}" if bad_losses else "",
-        ),
-        _backend_check(facts),
-        Check(name="steady_state", ok=facts.warmup.steady, detail=facts.warmup.reason),
-    ]
-    if facts.goodput is not None:
-        checks.append(_closure_check(facts.goodput))
-    return tuple(checks)
-
-
-def _backend_check(facts: RunFacts) -> Check:
-    """Observed must be chosen, and in a campaign chosen must be what the arm asked for first."""
-    wrong: list[str] = []
-    for op, choice in facts.choices.items():
-        observed = facts.observations[op].backends
-        in_campaign = facts.request.experiment is not None
-        required = choice.requested[0] if in_campaign and choice.requested else choice.chosen
-        if observed != (required,):
-            why = "; ".join(r.reason for r in choice.rejected if r.backend == required)
-            seen = ", ".join(observed) or "nothing"
-            wrong.append(
-                f"asked for {op}={required}, observed {seen}" + (f" ({why})" if why else "")
-            )
-    return Check(name="observed_backends", ok=not wrong, detail="; ".join(wrong))
-
-
-def _closure_check(goodput: Goodput) -> Check:
-    parts = goodput.step_seconds + math.fsum(goodput.badput_seconds.values())
-    gap = abs(parts - goodput.wall_duration_seconds)
-    other = goodput.badput_seconds["other"]
-    ok = gap <= CLOSURE_RATIO * goodput.wall_duration_seconds and other >= 0
-    return Check(
-        name="goodput_closes",
-        ok=ok,
-        detail="" if ok else f"parts miss wall time by {gap:.6f} s, other is {other:.6f} s",
-    )
-
-
 def _without_present(missing: Mapping[str, str], facts: RunFacts) -> dict[str, str]:
-    always: dict[str, Any] = {"telemetry": "no GPU"}
+    always: dict[str, Any] = {}
     if facts.goodput is not None:
         always["goodput.overlapped_seconds"] = "host time of one thread: spans never overlap"
         always["goodput.observer_seconds"] = "benchmarks/goodput_cost.py measures it, not a run"

@@ -7,7 +7,8 @@ Lockstep protocol over one `multiprocessing.connection` pipe, messages are plain
     child  → parent   {"event": "stepped", "duration_seconds": [float], "loss": [float], "tags": [[str]],
                        "device_bytes": int | None}                         taken from the GPU so far; None on a CPU
     parent → child    {"command": "finish", "warmup_steps": int | None, "steady": bool | None, "warmup_reason": str}
-                       steps to drop, decided by the parent for both arms; None lets the child detect its own
+                       steps to drop, decided by the parent for both arms; None lets the child detect its own.
+                       "host": HostWindow as a dict, or {"missing": why}: what the parent saw over the timed steps
     child  → parent   {"event": "finished", "receipt_id": str, "receipt_path": str, "validity": str, "reasons": [str]}
     child  → parent   {"event": "failed", "error": str, "exit_code": int, "failure": {…} | None}
                        instead of any of the above; the facts are a record of `receipts.failures`, None for refused input
@@ -49,6 +50,8 @@ class RunRequest(Spec):
         experiment: place in a campaign; None for a plain training run.
         protocol: the measurement protocol's parameters, hashed into `protocol_digest`.
         measure_memory: take one profiled step after the timed window to count peak tensor memory.
+        cores: processors the steps run on; None leaves the process where the system puts it.
+        compile_cache_dir: folder for the caches of torch's compilers, this run's alone; None leaves them where they are.
     """
 
     resolved: ResolvedLane
@@ -65,6 +68,8 @@ class RunRequest(Spec):
     experiment: Experiment | None = None
     protocol: dict[str, str | int | float | bool] = Field(default_factory=dict)
     measure_memory: bool = True
+    cores: tuple[int, ...] | None = None
+    compile_cache_dir: str | None = None
 
 
 class PairRequest(Spec):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from lanewise.errors import LanewiseError, RunFailed, UsageError
 from lanewise.lane.built import require_built
 from lanewise.lane.gpu import find_gpu
 from lanewise.measure.goodput import GoodputClock
+from lanewise.measure.host import Host, SystemHost
 from lanewise.measure.memory import live_tensors, measure_cpu_step
 from lanewise.measure.steady import RULE, detect_warmup
 from lanewise.measure.steps import StepRecorder
@@ -28,7 +31,6 @@ from lanewise.receipts.environment import collect_environment, collect_machine
 from lanewise.receipts.failures import Failure
 from lanewise.receipts.schema import CompileRecord, RunReceipt, Warmup
 from lanewise.receipts.store import Store
-from lanewise.receipts.utilization import TensorActivity
 from lanewise.train import checkpoint, routing, saved
 from lanewise.train.build import build_model
 from lanewise.train.compiling import compile_record, trigger_compilation
@@ -44,12 +46,14 @@ from lanewise.train.failure import (
 from lanewise.train.finished import Finished
 from lanewise.train.flops_receipt import stored_ceiling, tokens_per_step
 from lanewise.train.loop import StepResult, TrainingLoop
-from lanewise.train.memory_receipt import SHARED, SWITCHED_OFF, memory_record
+from lanewise.train.memory_receipt import SWITCHED_OFF, memory_record
+from lanewise.train.meters import RESERVE_TAG
 from lanewise.train.optim import parameter_groups
+from lanewise.train.profile import backend_versions, profile_run
+from lanewise.train.readings import MachineWatch
 from lanewise.train.receipt import RunFacts, assemble
 from lanewise.train.request import RunRequest
 from lanewise.train.routing_receipt import LOAD_FIELDS
-from lanewise.vendors.gpm import TensorPipeWatch
 
 MIN_STEADY_STEPS = 8
 """Least steady steps of a run that detects its own warm-up."""
@@ -66,6 +70,8 @@ class Run:
         clock: monotonic nanoseconds.
         today: wall-clock time in UTC, for the receipt.
         host_allocator: what `prepare_process` answered, for the receipt.
+        cache_digest: of the run's private compile cache before it compiled; None without one.
+        host: the machine, watched over the steps of a run that no campaign watches.
 
     Attributes:
         goodput: the run's clock.
@@ -79,6 +85,8 @@ class Run:
         clock: Callable[[], int] = time.perf_counter_ns,
         today: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
         host_allocator: str = "the C library's default",
+        cache_digest: str | None = None,
+        host: Host | None = None,
     ) -> None:
         resolved = request.resolved
         require_built(resolved.lane)
@@ -87,6 +95,7 @@ class Run:
         self._created_at = today().isoformat(timespec="seconds").replace("+00:00", "Z")
         self._clock = clock
         self._host_allocator = host_allocator
+        self._cache_digest = cache_digest
         self._start_ns = clock()
         watched = self.lane.observability
         self.goodput = GoodputClock(clock, enabled=watched.goodput)
@@ -96,15 +105,13 @@ class Run:
         self._auxiliary_losses: dict[str, list[float]] = {}
         self._layer_losses: dict[tuple[int, str], list[float]] = {}
         self._gpu = find_gpu() if resolved.device_type == "cuda" else None
-        self._tensor_pipes = None if self._gpu is None else TensorPipeWatch()
+        self._watch = MachineWatch(self._gpu, host or SystemHost(), request)
         self._origin: saved.Origin | None = None
         self._finished = False
         self._compile_seconds = 0.0
         with self.goodput.span("training_prep"):
             self._build(measure=watched.measurements)
             self._first_step = self._loop.next_step
-        if self._tensor_pipes is not None:
-            self._tensor_pipes.start()
 
     def _build(self, *, measure: bool) -> None:
         resolved, lane = self.request.resolved, self.lane
@@ -210,8 +217,11 @@ class Run:
 
     def step(self) -> StepResult:
         """Take one optimizer step and record it."""
+        self._watch.before_step()
         start_ns = self._clock()
         result = self._loop.step()
+        tags = self._watch.after_step()
+        result = dataclasses.replace(result, tags=(*result.tags, *tags))
         self._recorder.record(
             step=result.step,
             start_seconds=(start_ns - self._start_ns) / 1e9,
@@ -285,7 +295,7 @@ class Run:
         failure = failure_of(
             error,
             circumstances(
-                step=self.next_step if self._recorder else None, compiled=self._compile_record()
+                step=self.next_step if self._recorder else None, compiled=self._compile_record({})
             ),
         )
         line = in_words(failure, error)
@@ -303,6 +313,7 @@ class Run:
         warmup: Warmup | None = None,
         aborted: str | None = None,
         failure: Failure | None = None,
+        host: Mapping[str, Any] | None = None,
     ) -> Finished:
         """Close the run and write its receipt; once.
 
@@ -310,27 +321,31 @@ class Run:
             warmup: steps to drop, decided by a campaign; None detects them here.
             aborted: why not all steps were taken, or None.
             failure: the facts of what stopped it, or None where nothing did or the checks of the receipt tell.
+            host: what a campaign saw of the host over the steps (`train.request`); None reads it here.
         """
         if self._finished:
             raise RuntimeError("finish was called twice; a run writes exactly one receipt")
         self._finished = True
+        readings = self._watch.close(host)  # before anything else makes the machine busy
+        missing = dict(readings.missing)
         observations = dict(self.ops.observed())
-        missing: dict[str, str] = {}
-        activity: TensorActivity | str = (
-            "no GPU" if self._tensor_pipes is None else self._tensor_pipes.stop()
-        )
-        place = self.request.experiment
-        is_alone = place is None or place.design != "toggle"
-        if not is_alone:
-            activity = SHARED
         watched = self.lane.observability
         memory = memory_record(
             missing,
             is_measured=watched.measurements,
             is_profiled=self.request.measure_memory,
-            is_alone=is_alone,
+            is_alone=self._watch.is_alone,
             aborted=aborted,
+            meters=self._watch.meters,
             peak_tensor_bytes=self._peak_tensor_bytes,
+        )
+        profile = profile_run(
+            self.request,
+            self._loop,
+            ops=self.ops,
+            goodput=self.goodput,
+            aborted=aborted,
+            missing=missing,
         )
         if not watched.measurements:
             reason = SWITCHED_OFF.format("measurements")
@@ -352,8 +367,11 @@ class Run:
                 layer_losses=self._layer_losses,
                 warmup=warmup or self._detect_warmup(),
                 goodput=self.goodput.summary(),
-                compile=self._compile_record(),
+                compile=self._compile_record(missing),
                 memory=memory,
+                profile=profile,
+                backend_versions=backend_versions(self.request.resolved, self.ops),
+                readings=readings,
                 environment=collect_environment(
                     num_threads=self.request.num_threads, gpu=self._gpu
                 ),
@@ -366,7 +384,6 @@ class Run:
                 aborted=aborted,
                 failure=failure,
                 ceiling=stored_ceiling(self.request, machine, self._created_at),
-                tensor_activity=activity,
             )
         )
         steps = self._recorder.series() if watched.temporal_perf else None
@@ -376,13 +393,18 @@ class Run:
     def _detect_warmup(self) -> Warmup:
         return detect_warmup(
             self._recorder.durations_seconds,
-            tagged=self._recorder.tagged("compile"),
+            tagged=self._recorder.tagged("compile", RESERVE_TAG),
             min_steady=MIN_STEADY_STEPS,
         )
 
-    def _compile_record(self) -> CompileRecord:
+    def _compile_record(self, missing: dict[str, str]) -> CompileRecord:
         enabled = self.request.resolved.runtime_switches.get("regional_compile", False)
-        return compile_record(enabled=enabled, seconds=self._compile_seconds)
+        return compile_record(
+            enabled=enabled,
+            seconds=self._compile_seconds,
+            cache_digest=self._cache_digest,
+            missing=missing,
+        )
 
     def _peak_tensor_bytes(self) -> int:
         with self.goodput.span("profiler"):

@@ -17,10 +17,11 @@ from typing import Any
 import psutil
 
 from lanewise.errors import ChildError, UsageError
+from lanewise.train.compile_cache import private_cache
 from lanewise.train.entry import Connection, next_command
 from lanewise.train.finished import Finished
 from lanewise.train.loop import StepResult, manual_gc
-from lanewise.train.process import prepare_process
+from lanewise.train.process import pin, prepare_process
 from lanewise.train.request import PairRequest, sharing_fault
 from lanewise.train.run import Run
 
@@ -40,13 +41,25 @@ def run_pair(
     if fault is not None:
         raise UsageError(fault)
     allocator = prepare_process(request.control.num_threads)
-    first = Run(request.control, host_allocator=allocator)
-    with first.goodput.span("turn_wait"):
-        second = Run(request.treated, host_allocator=allocator)
+    # One process has one compile cache: that of the arm which compiles, of which there is one at most.
+    compiles = request.treated.resolved.runtime_switches.get("regional_compile", False)
+    folder = (request.treated if compiles else request.control).compile_cache_dir
+    with private_cache(folder) as digest:
+        first = Run(request.control, host_allocator=allocator, cache_digest=digest)
+        with first.goodput.span("turn_wait"):
+            second = Run(request.treated, host_allocator=allocator, cache_digest=digest)
+        if request.control.cores is not None:
+            pin(request.control.cores)
+        _train(first, second, connection, lambda: now() - start_seconds)
+
+
+def _train(
+    first: Run, second: Run, connection: Connection, setup_seconds: Callable[[], float]
+) -> None:
     runs = {"A": first, "B": second}
     with manual_gc():
         connection.send(
-            {"event": "ready", "pid": psutil.Process().pid, "setup_seconds": now() - start_seconds}
+            {"event": "ready", "pid": psutil.Process().pid, "setup_seconds": setup_seconds()}
         )
         finish = _take_turns(runs, connection)
     with second.goodput.span("turn_wait"):
@@ -95,5 +108,6 @@ def _finish(run: Run, command: Mapping[str, Any]) -> Finished:
             steps=int(command["warmup_steps"]),
             steady=bool(command["steady"]),
             reason=str(command["warmup_reason"]),
-        )
+        ),
+        host=command.get("host"),
     )

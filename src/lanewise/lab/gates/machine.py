@@ -1,0 +1,135 @@
+"""Gates on the machine: compile caches, memory pressure, slowed clocks, and what else used the processors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lanewise.lab import protocol
+from lanewise.lab.evidence import BlockEvidence
+from lanewise.lab.gates.gate import Fault, Gate, visits
+from lanewise.receipts.schema import RunReceipt
+from lanewise.receipts.telemetry import HostWindow
+
+INVALIDATING_CLOCK_EVENTS = frozenset(
+    {"hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"}
+)
+"""The hardware protected itself: the steps are those of another machine. A software power cap is how large cards always
+run under load, so it is recorded and nothing more."""
+
+
+def compile_cache(block: BlockEvidence, planned: Literal["warm", "cold"] | None) -> Gate:
+    """Compiled runs found their cache as planned, wholly filled or wholly empty, and both arms alike.
+
+    Args:
+        block: the block.
+        planned: what the campaign prepared; None for campaigns that did not say.
+    """
+    states = {
+        (arm, receipt.compile.cache_state)
+        for arm, receipt in visits(block)
+        if receipt.compile.enabled
+    }
+    faults = []
+    for arm, state in sorted(states):
+        if state == "mixed":
+            faults.append(
+                f"arm {arm}: the compile cache was mixed: some graphs were found and some built"
+            )
+        elif planned is not None and state in ("warm", "cold") and state != planned:
+            faults.append(f"arm {arm}: the compile cache was {state}, {planned} was planned")
+    found = {state for _arm, state in states if state in ("warm", "cold")}
+    if not faults and len(found) > 1:
+        faults.append("one compile cache was warm and another cold")
+    listed = ", ".join(f"arm {arm} {state}" for arm, state in sorted(states))
+    return Gate(
+        name="compile_cache",
+        rule=f"{planned or 'warm or cold'} in every compiled run, never mixed",
+        received=listed or "nothing is compiled",
+        faults=tuple(Fault(text=text, structural=True) for text in faults),
+    )
+
+
+def memory_pressure(block: BlockEvidence) -> Gate:
+    """No allocation failed, and none had to be tried again after the allocator gave its cache back."""
+    counts = [(arm, r.memory.ooms, r.memory.alloc_retries) for arm, r in visits(block)]
+    counted = any(ooms is not None or retries is not None for _arm, ooms, retries in counts)
+    return Gate(
+        name="memory_pressure",
+        rule="no failed allocation and no retry during the steps",
+        received="none" if counted else "the allocator counts neither",
+        faults=tuple(
+            Fault(
+                text=f"arm {arm}: {ooms or 0} allocations failed and {retries or 0} were tried again",
+                structural=True,
+            )
+            for arm, ooms, retries in counts
+            if ooms or retries
+        ),
+    )
+
+
+def clock_events(block: BlockEvidence) -> Gate:
+    """The hardware did not slow its own clocks down; a software power cap is recorded only."""
+    seen = {(arm, name) for arm, r in visits(block) for name in r.telemetry.clock_event_reasons}
+    bad = sorted((arm, name) for arm, name in seen if name in INVALIDATING_CLOCK_EVENTS)
+    unknown = next((w for _arm, r in visits(block) if (w := r.missing.get("telemetry"))), None)
+    listed = ", ".join(sorted({name for _arm, name in seen}))
+    return Gate(
+        name="clock_events",
+        rule="no hardware thermal, slowdown or power-brake event; a software power cap is allowed",
+        received=listed or unknown or "no event",
+        faults=tuple(
+            Fault(text=f"arm {arm}: the device slowed its clocks: {name}", structural=True)
+            for arm, name in bad
+        ),
+    )
+
+
+def host_quiet(block: BlockEvidence) -> Gate:
+    """Others left the processors to the block; the limits are the same for both arms, and no duration is looked at."""
+    windows = [(arm, r, r.host) for arm, r in visits(block)]
+    known = [(arm, r, host) for arm, r, host in windows if host is not None]
+    why = windows[0][1].missing.get("host", "not recorded")
+    faults = {}
+    for _arm, receipt, host in known:
+        taken = contention_ratio(host, receipt)
+        if taken is not None and taken > protocol.FOREIGN_LOAD_LIMIT:
+            faults["load"] = (
+                f"disturbed: other programs took {taken:.0%} of the processors' time, "
+                f"allowed {protocol.FOREIGN_LOAD_LIMIT:.0%}"
+            )
+        if host.steal_ratio is not None and host.steal_ratio > protocol.STEAL_LIMIT:
+            faults["steal"] = (
+                f"disturbed: the hypervisor took {host.steal_ratio:.0%} of the processors' time, "
+                f"allowed {protocol.STEAL_LIMIT:.0%}"
+            )
+    return Gate(
+        name="host_quiet",
+        rule=f"others take at most {protocol.FOREIGN_LOAD_LIMIT:.0%} and the hypervisor {protocol.STEAL_LIMIT:.0%} of the "
+        "time of the processors used",
+        received=_quiet(known[0][2], known[0][1]) if known else why,
+        faults=tuple(
+            Fault(text=text, structural=False, disturbed=True) for text in faults.values()
+        ),
+    )
+
+
+def contention_ratio(host: HostWindow, receipt: RunReceipt) -> float | None:
+    """Time that others took from the threads of a run ÷ the time those threads could have.
+
+    Where a run may use more processors than it has threads, others disturb it only as far as they need more than the
+    rest: on pinned processors there is no rest.
+    """
+    if host.foreign_load_ratio is None:
+        return None
+    num_cores = len(host.cores)
+    threads = min(receipt.environment.num_threads or 1, num_cores)
+    excess = host.foreign_load_ratio * num_cores - (num_cores - threads)
+    return max(0.0, excess) / threads
+
+
+def _quiet(host: HostWindow, receipt: RunReceipt) -> str:
+    taken = contention_ratio(host, receipt)
+    shown = "unknown" if taken is None else f"{taken:.1%}"
+    stolen = "unknown" if host.steal_ratio is None else f"{host.steal_ratio:.1%}"
+    return f"others {shown}, hypervisor {stolen}"

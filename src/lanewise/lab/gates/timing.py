@@ -1,0 +1,81 @@
+"""Gates on the clocks: goodput closes, the device's clock agrees with the wall, and the steps were steady."""
+
+from __future__ import annotations
+
+import math
+
+from lanewise.lab import protocol
+from lanewise.lab.evidence import BlockEvidence
+from lanewise.lab.gates.gate import Fault, Gate, visits
+
+
+def goodput_closure(block: BlockEvidence) -> Gate:
+    """Steps and badput add up to wall time, and what is left over is not negative; counted again from the numbers."""
+    limit = protocol.GOODPUT_CLOSURE_RATIO
+    largest: float | None = None
+    faults: list[Fault] = []
+    for arm, receipt in visits(block):
+        goodput = receipt.goodput
+        if goodput is None:
+            continue
+        wall = goodput.wall_duration_seconds
+        parts = goodput.step_seconds + math.fsum(goodput.badput_seconds.values())
+        gap = abs(parts - wall) / wall if wall > 0 else math.inf
+        other = goodput.badput_seconds.get("other", -math.inf)
+        largest = max(gap, largest or 0.0)
+        if gap > limit or other < -limit * wall:
+            faults.append(
+                Fault(
+                    text=f"arm {arm}: goodput misses wall time by {gap:.2%}, other is {other:.4f} s",
+                    structural=True,
+                )
+            )
+    return Gate(
+        name="goodput_closure",
+        rule=f"steps + badput = wall time within {limit:.1%}, other not negative",
+        received="goodput is switched off" if largest is None else f"largest gap {largest:.4%}",
+        faults=tuple(faults),
+    )
+
+
+def event_wall_closure(block: BlockEvidence) -> Gate:
+    """On a device with events, their sum is the wall time of the same steps."""
+    limit = protocol.EVENT_WALL_RATIO
+    gaps = [(arm, r.timing.event_wall_gap_ratio, r.missing) for arm, r in visits(block)]
+    known = [(arm, gap) for arm, gap, _missing in gaps if gap is not None]
+    why = gaps[0][2].get("timing.event_wall_gap_ratio", "not recorded")
+    return Gate(
+        name="event_wall_closure",
+        rule=f"|device events − wall time| ÷ wall time ≤ {limit:.1%} over the steady steps",
+        received=f"largest gap {max(gap for _arm, gap in known):.3%}" if known else why,
+        faults=tuple(
+            Fault(
+                text=f"arm {arm}: device events miss wall time by {gap:.2%}, allowed {limit:.1%}: "
+                "time is bound to the host, or work runs on another stream",
+                structural=True,
+            )
+            for arm, gap in known
+            if gap > limit
+        ),
+    )
+
+
+def steady_state(block: BlockEvidence) -> Gate:
+    """Both arms found a steady state, and enough is left after the larger warm-up."""
+    entry = block.entry
+    needed = protocol.MIN_STEADY_QUADS
+    faults: tuple[Fault, ...] = ()
+    if not entry.steady:
+        faults = (Fault(text=entry.warmup_reason, structural=False),)
+    elif entry.design != "sequential" and block.num_quads < needed:
+        text = (
+            f"{block.num_quads} quads left after {entry.warmup_steps} warm-up steps, "
+            f"{needed} are needed"
+        )
+        faults = (Fault(text=text, structural=False),)
+    return Gate(
+        name="steady_state",
+        rule="a last level without drift by change points, nothing compiled in it, the larger warm-up of both arms dropped",
+        received=f"{entry.warmup_steps} steps dropped: {entry.warmup_reason}",
+        faults=faults,
+    )

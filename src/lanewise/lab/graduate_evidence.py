@@ -1,0 +1,233 @@
+"""What `graduate` may rest on: decisions drawn again from plan, journal and receipts, with those receipts. Never trusted: the
+documents that say what was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lanewise.errors import LanewiseError, UsageError
+from lanewise.lab.analyse import analyse_campaign
+from lanewise.lab.arms import FULL_STACK, NO_FEATURE
+from lanewise.lab.campaign import PLAN, CampaignFolder
+from lanewise.lab.plan import CampaignPlan
+from lanewise.receipts.decision import CampaignRecord, Decision, Verdict
+from lanewise.receipts.files import is_remote
+from lanewise.receipts.schema import RunReceipt
+from lanewise.receipts.store import Store
+
+Analyse = Callable[..., tuple[CampaignRecord, tuple[Decision, ...]]]
+
+NOT_A_FEATURE = frozenset({NO_FEATURE, FULL_STACK})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """One feature of one campaign.
+
+    Attributes:
+        store_root: where it is.
+        plan: of the campaign.
+        missing: planned blocks and arms that the store lacks, by name; empty for a complete campaign.
+        decision: drawn again from the receipts.
+        stored: the decision as the campaign wrote it; None where it did not.
+        receipts: arm → receipts of the blocks that count.
+        uncounted: arm → readable receipts of blocks that do not.
+    """
+
+    store_root: str
+    plan: CampaignPlan
+    missing: tuple[str, ...]
+    decision: Decision
+    stored: Decision | None
+    receipts: Mapping[str, tuple[RunReceipt, ...]]
+    uncounted: Mapping[str, tuple[RunReceipt, ...]]
+
+    @property
+    def all_receipts(self) -> tuple[RunReceipt, ...]:
+        """Of both arms, in blocks that count."""
+        return tuple(receipt for arm in sorted(self.receipts) for receipt in self.receipts[arm])
+
+    @property
+    def days(self) -> tuple[str, ...]:
+        """UTC days on which the blocks that count were run, in order; the campaign's own where none counts."""
+        days = {receipt.created_at[:10] for receipt in self.all_receipts}
+        return tuple(sorted(days)) or (self.plan.created_at[:10],)
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Machines that ran them."""
+        return frozenset(receipt.machine.instance_digest for receipt in self.all_receipts)
+
+    @property
+    def cited(self) -> str:
+        """How a ledger cites it."""
+        return f"decision:{self.decision.decision_id}"
+
+
+@dataclass(kw_only=True, slots=True)
+class Found:
+    """Everything a set of stores holds.
+
+    Attributes:
+        evidence: oldest first.
+        problems: what could not be read, a line each.
+    """
+
+    evidence: list[Evidence] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_evidence(
+    roots: Sequence[str],
+    *,
+    now: str,
+    features: Collection[str] = (),
+    analyse: Analyse = analyse_campaign,
+    tell: Callable[[int, int, str], None] = lambda *_: None,
+) -> Found:
+    """Draw every decision of the stores again.
+
+    Args:
+        roots: folders of stores.
+        now: RFC 3339 time, stamped on decisions and without influence.
+        features: only these; empty takes all.
+        analyse: draws the decisions of one campaign.
+        tell: progress: campaigns read before this one, campaigns of this store, its id.
+
+    Raises:
+        UsageError: a root is no folder.
+    """
+    found = Found()
+    seen: set[str] = set()
+    for root in dict.fromkeys(roots):
+        if is_remote(root) or not Path(root).is_dir():
+            raise UsageError(
+                f"--store {root}: no folder of this machine; graduate reads campaigns from folders, copy the store here "
+                "or give another one"
+            )
+        store = Store(root)
+        folders = _campaign_folders(root, found.problems)
+        shelf = _shelf(store, {folder.name for folder in folders}, found.problems)
+        for number, folder in enumerate(folders):
+            tell(number, len(folders), folder.name)
+            if folder.name in seen:
+                continue  # the same campaign in a second store is one piece of evidence
+            seen.add(folder.name)
+            _read_campaign(shelf, folder.name, found, set(features), analyse, now)
+    found.evidence.sort(key=lambda e: (e.days, e.plan.created_at, e.decision.decision_id))
+    return found
+
+
+def _campaign_folders(root: str, problems: list[str]) -> list[Path]:
+    try:
+        folders = sorted(path for path in (Path(root) / "campaigns").glob("*") if path.is_dir())
+    except OSError as error:
+        problems.append(f"{root}/campaigns: cannot be listed ({error.strerror or error})")
+        return []
+    planned = [folder for folder in folders if (folder / PLAN).is_file()]
+    problems += [
+        f"{folder}: no {PLAN}, so nothing can be drawn from it again"
+        for folder in folders
+        if folder not in planned
+    ]
+    return planned
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shelf:
+    """A store, listed once: it may hold many thousand receipts."""
+
+    store: Store
+    stored: Mapping[str, Decision]
+    locations: Mapping[str, str]
+
+
+def _shelf(store: Store, campaigns: set[str], problems: list[str]) -> _Shelf:
+    unreadable: list[LanewiseError] = []
+    stored = {decision.decision_id: decision for decision in store.iter_decisions(unreadable)}
+    problems += [
+        f"decision {decision.decision_id}: its campaign is not in {store.root}, so it proves nothing here"
+        for decision in stored.values()
+        if decision.campaign_id not in campaigns
+    ]
+    problems += [str(error) for error in unreadable]
+    locations = {f"sha256:{f.stem}": f"{store.root}/{f.name}" for f in store.receipt_files()}
+    return _Shelf(store=store, stored=stored, locations=locations)
+
+
+def _read_campaign(
+    shelf: _Shelf,
+    campaign_id: str,
+    found: Found,
+    features: set[str],
+    analyse: Analyse,
+    now: str,
+) -> None:
+    store = shelf.store
+    try:
+        folder = CampaignFolder.find(store.root, campaign_id)
+        plan = folder.plan()
+        if features and not features & {planned.feature for planned in plan.features}:
+            return
+        _record, decisions = analyse(store, campaign_id, now=now)
+        missing = folder.missing()
+        for decision in decisions:
+            wanted = not features or decision.feature in features
+            if not wanted or decision.feature in NOT_A_FEATURE:
+                continue
+            counted, uncounted, lacking = _receipts(store, decision, shelf.locations)
+            found.evidence.append(
+                Evidence(
+                    store_root=store.root,
+                    plan=plan,
+                    missing=(*(f"{key} block {block}" for key, block in missing), *lacking),
+                    decision=decision,
+                    stored=shelf.stored.get(decision.decision_id),
+                    receipts=counted,
+                    uncounted=uncounted,
+                )
+            )
+    except LanewiseError as error:
+        found.problems.append(f"campaign {campaign_id}: {error}")
+    except (LookupError, ValueError, ArithmeticError) as error:
+        # A journal or plan altered by hand can hold any numbers; they are no evidence, and no reason to stop.
+        found.problems.append(
+            f"campaign {campaign_id}: its plan, journal and receipts do not fit together "
+            f"({type(error).__name__}: {error}); the files were altered, so it proves nothing"
+        )
+
+
+def _receipts(
+    store: Store, decision: Decision, locations: Mapping[str, str]
+) -> tuple[dict[str, tuple[RunReceipt, ...]], dict[str, tuple[RunReceipt, ...]], tuple[str, ...]]:
+    """Receipts of blocks that count, of those that do not, and what is not there."""
+    counted: dict[str, tuple[RunReceipt, ...]] = {"A": (), "B": ()}
+    uncounted: dict[str, tuple[RunReceipt, ...]] = {"A": (), "B": ()}
+    lacking: list[str] = []
+    for block in decision.blocks:
+        for arm in ("A", "B"):
+            ids = block.receipts.get(arm, ())
+            read = tuple(_readable(store, ids, locations))
+            into = counted if block.valid else uncounted
+            into[arm] = (*into[arm], *read)
+            if len(read) < len(ids) or not ids:
+                lacking.append(f"{decision.feature} block {block.block} arm {arm}")
+    return counted, uncounted, tuple(lacking)
+
+
+def _readable(
+    store: Store, ids: Iterable[str], locations: Mapping[str, str]
+) -> Iterable[RunReceipt]:
+    for receipt_id in ids:
+        if receipt_id in locations:
+            try:
+                yield store.read_receipt(locations[receipt_id])
+            except LanewiseError:
+                continue  # the caller counts what came back and names the arm
+
+
+def is_measured(decision: Decision) -> bool:
+    """Whether anything was measured; a feature dropped for its price is no evidence either way."""
+    return decision.verdict is not Verdict.NOT_MEASURED
