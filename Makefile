@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # One thread per test process: two processes on two cores do not fight over them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
-.PHONY: help demo test lint types imports prove bench results schema install clean
+.PHONY: help demo test lint types imports prove bench results method schema install clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -32,14 +32,18 @@ types: $(INSTALLED) ## Type check.
 imports: $(INSTALLED) ## Direction of imports.
 	$(BIN)/lint-imports
 
-prove: $(INSTALLED) ## Tests longer than a few seconds.
+prove: $(INSTALLED) ## Long tests, then every proof at full counts (hours); writes docs/PROOF.md.
 	$(PYTEST) -m "slow and not gpu"
+	$(BIN)/python -m tools.prove
 
 bench: $(INSTALLED) ## Time the program's own overheads and the ops; writes benchmarks/results.
 	$(BIN)/python -m benchmarks.overheads
 
 results: $(INSTALLED) ## Regenerate docs/RESULTS.md from the committed evidence.
 	$(BIN)/python -m tools.results
+
+method: $(INSTALLED) ## Put the tables of the committed simulation study into docs/METHOD.md.
+	$(BIN)/python -m tools.method
 
 schema: $(INSTALLED) ## Regenerate the committed JSON Schemas.
 	$(BIN)/python -m lanewise.receipts.jsonschema

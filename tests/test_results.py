@@ -4,14 +4,14 @@ import pytest
 
 from lanewise.receipts.store import Store
 from lanewise.receipts.validate import store_faults
-from tools.results import EVIDENCE, RESULTS, results
+from tools.results import RESULTS, results, stores
 
 
 def test_the_page_is_what_the_evidence_says() -> None:
     assert RESULTS.read_text(encoding="utf-8") == results(), "run `python -m tools.results`"
 
 
-@pytest.mark.parametrize("folder", sorted(EVIDENCE.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", stores(), ids=lambda path: path.name)
 def test_every_committed_document_is_valid(folder) -> None:
     checked = dict(store_faults(Store(folder)))
     assert checked

@@ -25,10 +25,15 @@ treated ÷ control on step time. `lanewise report CAMPAIGN --store receipts/FOLD
 """
 
 
+def stores() -> tuple[Path, ...]:
+    """Folders of the evidence that are stores; results of proofs lie beside them."""
+    return tuple(sorted(path.parent for path in EVIDENCE.glob("*/campaigns")))
+
+
 def results() -> str:
     """The whole page."""
     sections = [INTRODUCTION]
-    for folder in sorted(path for path in EVIDENCE.iterdir() if path.is_dir()):
+    for folder in stores():
         store = Store(folder)
         campaigns = sorted(store.iter_campaigns(), key=lambda campaign: campaign.created_at)
         sections += ["\n".join(_section(store, folder.name, campaign)) for campaign in campaigns]

@@ -23,6 +23,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+MAX_PHRASE = 240
+"""Characters of foreign text that a message shows: keys and values of a damaged file may be of any length."""
+
+
+def one_line(text: str, num_shown: int = MAX_PHRASE) -> str:
+    """Foreign text as part of a message: signs that do not print are escaped, a long middle is left out."""
+    if len(text) > num_shown:
+        half = num_shown // 2
+        text = f"{text[:half]}…{text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )
+
 
 class LanewiseError(Exception):
     """Base of all errors that are the user's to act on."""
@@ -49,9 +65,10 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        """Return the line printed for this problem."""
+        """Return the line printed for this problem, whatever stands in the file."""
         separator = "" if not self.path else " " if self.message.startswith("= ") else ": "
-        return f"{self.where}: {self.path}{separator}{self.message}"
+        where, path = one_line(self.where), one_line(self.path, MAX_PHRASE // 2)
+        return f"{where}: {path}{separator}{one_line(self.message, 4 * MAX_PHRASE)}"
 
 
 class LaneError(UsageError):
@@ -61,7 +78,9 @@ class LaneError(UsageError):
         """Accept a list of problems, or one sentence."""
         self.problems: tuple[Problem, ...] = () if isinstance(problems, str) else tuple(problems)
         super().__init__(
-            problems if isinstance(problems, str) else "\n".join(str(p) for p in problems)
+            one_line(problems, 4 * MAX_PHRASE)
+            if isinstance(problems, str)
+            else "\n".join(str(problem) for problem in problems)
         )
 
 

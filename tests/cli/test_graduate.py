@@ -10,24 +10,10 @@ import pytest
 from lanewise.cli.main import run
 from lanewise.lane.config import load_config
 from lanewise.receipts.store import Store
-from tests.lab import graduating
 from tests.lab.graduating import DAYS, campaign
 
 TORCH = importlib.metadata.version("torch")
 SMALL = ("batch.micro_batch_size=1", "batch.sequence_length=40")
-
-
-@pytest.fixture(autouse=True)
-def corrected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Campaigns of one feature need no correction, so their p-values are taken as they are."""
-    from lanewise.lab import graduate_evidence
-
-    plain = graduate_evidence.read_evidence
-
-    def read(*args: Any, **options: Any) -> Any:
-        return plain(*args, **{"analyse": graduating.analyse, **options})
-
-    monkeypatch.setattr(graduate_evidence, "read_evidence", read)
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any]:

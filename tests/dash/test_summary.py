@@ -32,7 +32,7 @@ def test_header_says_machine_lane_and_plan() -> None:
     assert sizes.strip() == "1.90 M parameters (1.10 M active) · 3.38 GFLOP/step"
     assert plan == (
         "plan    1 feature × 3 lockstep blocks = 6 processes, 28 s of 5 min · detects ≥ 2.4 % "
-        "(assumed noise; an A/A with `--feature none` measures it)"
+        "(assumed noise; `lanewise calibrate` measures it)"
     )
 
 

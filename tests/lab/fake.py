@@ -5,14 +5,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lanewise.lab.conditions import Conditions
 from lanewise.lab.prepare import CampaignOptions
 from lanewise.lab.session import Lab
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.load import load_lane
+from lanewise.receipts.instruments import PLANTED_KEY
 from lanewise.receipts.schema import StepSeries
 from lanewise.receipts.store import Store
 from lanewise.train.request import PairRequest, RunRequest
-from tests.receipts.factory import make_body, sha
+from tests.receipts.factory import make_body, make_receipt, sha
 
 MACHINE = "cpu-x86_64-2c"
 BASE_SECONDS = 0.1
@@ -119,7 +121,8 @@ class FakeEndpoint:
             self.died = script.exit_code(self.request, step)
             if self.died is not None or script.hangs(self.request, step):
                 return
-            seconds = script.seconds(self.request, step, clock())
+            planted = self.request.planted_delay_ratio or 0.0
+            seconds = script.seconds(self.request, step, clock()) * (1.0 + planted)
             clock.spend(seconds)
             durations.append(seconds)
             self.durations.append(seconds)
@@ -146,6 +149,8 @@ class FakeEndpoint:
         }
         host = message["host"]
         changes["host"] = None if host is None or "missing" in host else host
+        if changes["host"] is None:
+            changes["missing.host"] = "the fake host was not watched"
         changes |= self.world.script.body(self.request)
         num_steps = len(self.durations)
         receipt_id, path = self.world.store.write_receipt(
@@ -283,7 +288,20 @@ def receipt_changes(request: RunRequest, script: Script, losses: list[float]) ->
         "compile.enabled": resolved.runtime_switches.get("regional_compile", False),
         "data_digest": sha("corpus"),
         "memory.peak_allocated_bytes": 100_000_000 if request.measure_memory else None,
+        "extensions": extensions(request),
     }
+
+
+def extensions(request: RunRequest) -> dict[str, Any]:
+    if request.planted_delay_ratio is None:
+        return {}
+    return {PLANTED_KEY: {"step_time_ratio": 1.0 + request.planted_delay_ratio, "note": "fake"}}
+
+
+def fake_conditions(machine_class: str, num_threads: int) -> Conditions:
+    """What receipts of fake children say about machine and software."""
+    receipt = make_receipt({"machine.class_name": machine_class})
+    return Conditions(machine=receipt.machine, environment=receipt.environment)
 
 
 @dataclass
@@ -297,6 +315,8 @@ class World:
     events: list[Any] = field(default_factory=list)
     endpoints: list[Any] = field(default_factory=list)
     turns: list[tuple[str, int]] = field(default_factory=list)
+    now: str = "2026-11-23T10:00:00Z"
+    conditions: Callable[[str, int], Conditions] = fake_conditions
     host: Any = None
     tokens: list[str] = field(default_factory=lambda: [f"t{n}" for n in range(20, 0, -1)])
 
@@ -311,10 +331,11 @@ class World:
             store=self.store,
             launcher=lambda num_threads: self.launch,
             clock=self.clock,
-            now=lambda: "2026-11-23T10:00:00Z",
+            now=lambda: self.now,
             new_token=self.tokens.pop,
             free_memory_bytes=lambda device: self.free_bytes,
             listen=self.events.append,
+            conditions=self.conditions,
             host=self.host,
         )
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lanewise.lab.analyse import analyse_campaign
 from lanewise.lab.graduate import Graduation, graduate
 from lanewise.lab.graduate_evidence import Evidence, Found, read_evidence
 from lanewise.lab.session import Lab
@@ -75,22 +74,8 @@ def campaign(
     return result.campaign.campaign_id
 
 
-def analyse(store: Store, campaign_id: str, *, now: str) -> Any:
-    """The analysis, with one p-value's correction where the campaign asked about one feature only."""
-    record, decisions = analyse_campaign(store, campaign_id, now=now)
-    corrected = [
-        decision
-        if decision.adjusted_p is not None
-        else decision.model_copy(update={"adjusted_p": 0.001, "adjustment": "holm"})
-        for decision in decisions
-    ]
-    return record, tuple(corrected)
-
-
 def found(*roots: Path, **arguments: Any) -> Found:
-    return read_evidence(
-        [str(root) for root in roots], now=NOW, **{"analyse": analyse, **arguments}
-    )
+    return read_evidence([str(root) for root in roots], now=NOW, **arguments)
 
 
 def one(root: Path) -> Evidence:

@@ -7,6 +7,7 @@ import pytest
 
 from lanewise.lab import protocol
 from lanewise.lab.children import ForkServerLauncher
+from lanewise.lab.conditions import current_conditions, environment_changes
 from lanewise.lab.session import Lab
 from lanewise.lane.load import load_lane
 from lanewise.lane.machine import detect_machine_class
@@ -75,6 +76,15 @@ def test_its_receipts_show_fresh_processes_that_were_asked_and_obeyed(result, st
         if r.experiment.ablation_id == "fused_mamba"
     }
     assert arms == {"A": ("recurrence.torch",), "B": ("chunked.torch",)}
+
+
+@pytest.mark.slow
+def test_a_calibration_made_now_would_hold_now(result, store):
+    """What a lab process expects of its children is what they write into their receipts."""
+    for receipt in store.iter_receipts():
+        now = current_conditions(receipt.machine.class_name, 1)
+        assert now.machine == receipt.machine
+        assert environment_changes(receipt.environment, now.environment, "cpu") == []
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def test_the_product_of_single_effects_misses_a_stack_that_interacts(world):
     truth = 0.25
     world.script.seconds = planted(interaction=truth, noise_sd=0.005, seed=5)
     additivity = measure(
-        world, features=(), blocks=3, budget_seconds=100.0
+        world, features=(), blocks=3, budget_seconds=300.0
     ).campaign.interactions.additivity
     assert len(additivity.add_one) > len(FEATURES)
     assert additivity.missing == ()

@@ -2,15 +2,19 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from lanewise.errors import ReceiptError
-from lanewise.receipts.document import parse_receipt
+from lanewise.receipts.decision import CampaignRecord, Decision
+from lanewise.receipts.document import parse_receipt, parse_record, parse_steps
+from lanewise.receipts.jsonschema import FROZEN
 from lanewise.receipts.migrate import HISTORIES, RECEIPTS, Document, History, parse_version, upcast
-from lanewise.receipts.schema import FIELDS_SINCE
+from lanewise.receipts.schema import FIELDS_SINCE, Record
 from lanewise.receipts.store import json_bytes
 from lanewise.receipts.validate import receipt_faults
 from tests.receipts.factory import make_receipt
@@ -20,6 +24,11 @@ GOLDEN_FOLDER = Path(__file__).parent / "golden"
 GOLDEN_IDS = {
     "receipt-1.0.json": "sha256:06f184a02cd2f2b9394f56345ab734278f4504e8ba952d90d455f637bb6ff649",
     "receipt-1.1.json": "sha256:021e5f85b821852a66a05706f0fb9dccc3bb149254fa9be5794ba7d6f406cc98",
+}
+READERS: dict[str, Callable[[bytes, str], Record]] = {
+    "decision": functools.partial(parse_record, Decision),
+    "campaign": functools.partial(parse_record, CampaignRecord),
+    "steps": parse_steps,
 }
 
 
@@ -45,6 +54,39 @@ def test_the_golden_receipt_of_every_version_is_read_and_keeps_its_identity(name
             table = functools.reduce(dict.__getitem__, groups, written)
             assert table.pop(field) is None
     assert json_bytes(written) == content
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "decision-1.0.json",
+        "decision-1.1.json",
+        "campaign-1.0.json",
+        "campaign-1.1.json",
+        "steps-1.0.json",
+        "steps-1.1.json",
+    ],
+)
+def test_golden_documents_of_every_version_are_read_and_lose_nothing(name: str) -> None:
+    content = (GOLDEN_FOLDER / name).read_bytes()
+    reader = READERS[name.partition("-")[0]]
+    written = reader(content, name).model_dump(mode="json")
+    assert _contains(written, json.loads(content)), (
+        "what newer versions added may be more, nothing may be less"
+    )
+    assert reader(json_bytes(written), name) == reader(content, name)
+
+
+def _contains(whole: Any, part: Any) -> bool:
+    if isinstance(part, dict):
+        return all(key in whole and _contains(whole[key], value) for key, value in part.items())
+    if isinstance(part, list):
+        return len(whole) == len(part) and all(map(_contains, whole, part))
+    return bool(whole == part)
+
+
+def test_every_released_version_of_every_kind_has_a_golden_document() -> None:
+    assert set(FROZEN) <= {path.name for path in GOLDEN_FOLDER.iterdir()}
 
 
 def test_a_receipt_of_the_own_version_explains_every_null() -> None:

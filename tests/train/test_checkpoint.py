@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from lanewise.errors import StoreError, UsageError
 from lanewise.train import checkpoint
 from lanewise.train.checkpoint import Progress
+from lanewise.train.checksums import CHECKSUMS_FILE
 
 
 def trained(seed: int = 0, steps: int = 2) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -163,3 +165,51 @@ def test_progress_is_readable_by_a_person(tmp_path: Path) -> None:
     document = json.loads((save(tmp_path) / checkpoint.PROGRESS_FILE).read_text())
     assert document["next_step"] == 2
     assert document["totals"] == {"tokens": 40}
+
+
+def every_bit_flip(path: Path, count: int) -> Iterator[tuple[Path, bytes]]:
+    """Files of a checkpoint with one bit flipped, evenly over all their bytes; each is put back."""
+    for file in sorted(path.iterdir()):
+        content = file.read_bytes()
+        for position in range(0, len(content), max(1, len(content) // count)):
+            damaged = bytearray(content)
+            damaged[position] ^= 0x10
+            file.write_bytes(damaged)
+            yield file, content
+            file.write_bytes(content)
+
+
+def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    model, optimizer = trained(seed=1)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    seen = set()
+    for file, _content in every_bit_flip(path, 12):
+        seen.add(file.name)
+        with pytest.raises(UsageError, match=r"^checkpoint step-00000002 [^\n]*$"):
+            checkpoint.load(
+                path, model=model, optimizer=optimizer, lane_digest="sha256:" + "a" * 64
+            )
+    assert {"checksums.json", "progress.json", ".metadata"} < seen
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_flipped_bit_of_a_tensor_names_its_file(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    tensors = next(path.glob("*.distcp"))
+    content = bytearray(tensors.read_bytes())
+    content[len(content) // 2] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"{tensors.name} was altered since it was written"):
+        checkpoint.load_weights(path, model=trained()[0])
+
+
+def test_a_checkpoint_of_an_earlier_version_loads_with_a_note(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    assert checkpoint.newest(tmp_path).messages == ()
+    (path / CHECKSUMS_FILE).unlink()
+    model, optimizer = trained(seed=1)
+    checkpoint.load(path, model=model, optimizer=optimizer, lane_digest=progress().lane_digest)
+    assert checkpoint.newest(tmp_path).messages == (
+        "step-00000002 has no checksums, so damaged weights would not be noticed",
+    )

@@ -12,6 +12,7 @@ from lanewise.errors import DataError, UsageError
 from lanewise.lane.schema import Lane
 from lanewise.models.decode import GREEDY, Sampling
 from lanewise.train import checkpoint, generation, saved
+from lanewise.train.checksums import write_checksums
 from lanewise.train.run import Run
 from tests.models.micro import micro_lane
 from tests.train.runs import micro_request
@@ -153,6 +154,7 @@ def test_weights_of_another_assembly_are_refused(tmp_path: Path) -> None:
     document = json.loads((path / saved.LANE_FILE).read_text())
     document["model_switches"]["mtp"] = True
     (path / saved.LANE_FILE).write_text(json.dumps(document))
+    write_checksums(path)
     with pytest.raises(UsageError, match=r"cannot be read: [^\n]*mtp[^\n]*; give another one"):
         written(path)
 
@@ -163,6 +165,7 @@ def test_weights_that_the_record_leaves_out_are_refused(tmp_path: Path) -> None:
     document = json.loads((path / saved.LANE_FILE).read_text())
     document["model_switches"]["hyper_connections"] = False
     (path / saved.LANE_FILE).write_text(json.dumps(document))
+    write_checksums(path)
     with pytest.raises(UsageError, match=r"tensors that the model does not have, .*residual"):
         written(path)
 

@@ -12,6 +12,7 @@ import typer
 from lanewise import __version__
 from lanewise.cli import (
     ablate,
+    calibrate,
     data,
     doctor,
     feature,
@@ -72,6 +73,7 @@ for group in (
     feature,
     screen,
     ablate,
+    calibrate,
     train,
     generate,
     receipt,

@@ -1,4 +1,4 @@
-"""`lanewise receipt`: list, show, validate, diff and reindex the receipts of a store."""
+"""`lanewise receipt`: list, show, validate, diff and reindex the receipts of a store; pack and unpack campaigns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lanewise.cli import receipt_archive
 from lanewise.cli.output import JsonFlag, StoreOption, print_json, print_table, store_root
 from lanewise.errors import UsageError
 from lanewise.receipts.failures import FailureFamily
@@ -38,14 +39,12 @@ def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
     group = typer.Typer(
         name="receipt",
-        help="Records of runs: list, show, validate, diff.",
+        help="Records of runs: list, show, validate, diff, pack, unpack.",
         no_args_is_help=True,
     )
     group.command("list")(list_receipts)
-    group.command("show")(show)
-    group.command("validate")(validate)
-    group.command("diff")(diff)
-    group.command("reindex")(reindex)
+    for command in (show, validate, diff, reindex, receipt_archive.pack, receipt_archive.unpack):
+        group.command(command.__name__)(command)
     app.add_typer(group)
 
 

@@ -104,12 +104,11 @@ def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:
     from lanewise.dash.screen import screen_lines, screen_table
     from lanewise.lab.campaign import CampaignFolder
     from lanewise.lab.confirm import confirmation, ranked
-    from lanewise.lab.margin import lockstep_noise
 
     campaign = result.campaign
     plan = CampaignFolder.find(lab.store.root, campaign.campaign_id).plan()
     decisions = ranked(result.decisions)
-    found = confirmation(plan, decisions, noise_log=lockstep_noise(lab.store, plan))
+    found = confirmation(plan, decisions, noise_log=plan.confirm_noise_log or 0.0)
     report = write_report(lab.store, campaign.campaign_id, now=datetime.now(UTC))
     if as_json:
         document: dict[str, Any] = {

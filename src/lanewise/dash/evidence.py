@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from lanewise.dash.summary import receipt_ids
-from lanewise.errors import ReceiptError, StoreError
+from lanewise.errors import LanewiseError, ReceiptError, StoreError
+from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.files import FileStamp
 from lanewise.receipts.schema import Environment, RunReceipt, StepSeries
@@ -34,6 +35,12 @@ class EvidenceStore(Protocol):
         """The step series beside a receipt, or None where it was not kept."""
         ...
 
+    def iter_calibrations(
+        self, problems: list[LanewiseError] | None = None
+    ) -> Iterator[CalibrationRecord]:
+        """Every calibration that can be read; the errors of others go to `problems`."""
+        ...
+
     def receipt_files(self) -> list[FileStamp]:
         """Every receipt file: its name relative to the root, its stem the hex digits of its id."""
         ...
@@ -49,6 +56,7 @@ class Evidence:
         receipts: id → receipt, those that could be read.
         series: id → step series, where one was kept.
         unreadable: id → why a cited receipt or its series cannot be read.
+        calibrations: those that the campaign is part of.
     """
 
     campaign: CampaignRecord
@@ -56,6 +64,7 @@ class Evidence:
     receipts: Mapping[str, RunReceipt]
     series: Mapping[str, StepSeries]
     unreadable: Mapping[str, str]
+    calibrations: tuple[CalibrationRecord, ...] = ()
 
 
 def read_decisions(store: EvidenceStore, campaign: CampaignRecord) -> tuple[Decision, ...]:
@@ -96,7 +105,19 @@ def gather(store: EvidenceStore, campaign_id: str) -> Evidence:
         receipts=receipts,
         series=series,
         unreadable=unreadable,
+        calibrations=tuple(
+            calibration
+            for calibration in store.iter_calibrations([])
+            if campaign.campaign_id in parts_of(calibration)
+        ),
     )
+
+
+def parts_of(calibration: CalibrationRecord) -> frozenset[str]:
+    """The campaigns of a calibration: A/A, control, observer."""
+    others = (calibration.control, calibration.observer)
+    found = (*calibration.campaigns, *(part.campaign_id for part in others if part is not None))
+    return frozenset(campaign for campaign in found if campaign is not None)
 
 
 def compare_environments(

@@ -9,6 +9,7 @@ from typing import Any
 
 from lanewise.dash import format as fmt
 from lanewise.dash.badput import ArmPartition, badput, categories_present, partitions
+from lanewise.dash.calibration import CalibrationView, calibration_view
 from lanewise.dash.costs import anatomy, memory
 from lanewise.dash.decision_view import DecisionView, Pairs, decision_view, log_percent
 from lanewise.dash.evidence import Evidence, compare_environments
@@ -73,6 +74,7 @@ class Page:
     not_measured: Pairs
     interactions: InteractionSection | None
     forest: str | None
+    calibrations: tuple[CalibrationView, ...]
     anatomy: str | None
     memory: str | None
     losses: tuple[LossChart, ...]
@@ -115,6 +117,7 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
         not_measured=_not_measured(campaign, decisions),
         interactions=_interactions(campaign, decisions),
         forest=forest(decisions),
+        calibrations=tuple(calibration_view(one) for one in evidence.calibrations),
         anatomy=anatomy(decisions),
         memory=memory(decisions),
         losses=loss_charts(decisions, evidence.series),

@@ -60,21 +60,26 @@ def tokens_per_step(spec: Mapping[str, Any]) -> int:
 def lane_phrase(campaign: CampaignRecord) -> str:
     """The lane in one breath: `nam56r-tiny · AEMEAEMEAEMR · h128 · s64×mb16 · fp32 · adamw · sha256:9c2f81aa…`."""
     lane, spec = campaign.lane, campaign.lane.spec
-    model, batch = spec.get("model", {}), spec.get("batch", {})
+    model, batch = _table(spec, "model"), _table(spec, "batch")
     parts = [lane.name, f"{lane.layer_pattern}, {fmt.plural(lane.num_layers, 'layer')}"]
     if "hidden_size" in model:
         parts.append(f"h{model['hidden_size']}")
     if "sequence_length" in batch:
-        accumulation = int(batch.get("gradient_accumulation_steps", 1))
+        accumulation = batch.get("gradient_accumulation_steps", 1)
         parts.append(
             f"s{batch['sequence_length']}×mb{batch.get('micro_batch_size', 1)}"
-            + (f"×ga{accumulation}" if accumulation > 1 else "")
+            + (f"×ga{accumulation}" if accumulation != 1 else "")
         )
-    if "compute" in spec.get("precision", {}):
-        parts.append(str(spec["precision"]["compute"]))
-    if "name" in spec.get("optimizer", {}):
-        parts.append(str(spec["optimizer"]["name"]))
+    for table, key in (("precision", "compute"), ("optimizer", "name")):
+        if key in _table(spec, table):
+            parts.append(str(_table(spec, table)[key]))
     return " · ".join([*parts, fmt.short_digest(lane.digest)])
+
+
+def _table(spec: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of a lane as a record holds it, which no schema vouches for."""
+    found = spec.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def header_lines(campaign: CampaignRecord, facts: LaneFacts | None = None) -> tuple[str, ...]:
@@ -104,7 +109,7 @@ def plan_lines(campaign: CampaignRecord) -> tuple[str, ...]:
     blocks = sorted({f.planned_blocks for f in planned}) or [0]
     num_blocks = str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
     noise = (
-        "assumed noise; an A/A with `--feature none` measures it"
+        "assumed noise; `lanewise calibrate` measures it"
         if campaign.noise_source == "assumed"
         else f"noise from {campaign.noise_source}"
     )

@@ -95,6 +95,7 @@ def arm_builder(plan: CampaignPlan) -> ArmBuilder:
         device_type=plan.device_type,
         design=plan.design,
         factors=plan.factors,
+        planted_ratio=plan.planted_ratio,
     )
 
 

@@ -21,8 +21,17 @@ from lanewise.measure.factorial import plackett_burman
 NO_FEATURE = "none"
 """An A/A campaign: both arms are the base, what is measured is noise."""
 
+PLANTED = "planted"
+"""The positive control: both arms are the base, and every step of arm B is prolonged by a known share of its own time."""
+
+OBSERVER = "observer"
+"""What observation costs: arm A is the base with goodput and measurements switched off, arm B with both."""
+
 FULL_STACK = "full_stack"
 """Bare lane against full stack: how much all features give together."""
+
+PSEUDO = frozenset({NO_FEATURE, PLANTED, OBSERVER, FULL_STACK})
+"""Questions that are about no feature, so they have no two bases."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,11 +39,12 @@ class Arms:
     """A question a campaign asks, and the two lanes that answer it.
 
     Attributes:
-        feature: the plan's key (`lab.keys`): a feature, with its base in a campaign that uses both; `none`, `full_stack`, or
-            the row of a screen.
+        feature: the plan's key (`lab.keys`): a feature, with its base in a campaign that uses both; `none`, `planted`,
+            `observer`, `full_stack`, or the row of a screen.
         design: base of the comparison.
         title: words for tables.
-        role: role of the feature; `stack` for the full stack, `noise` for an A/A, `screen` for a row.
+        role: role of the feature; `stack` for the full stack, `noise` for an A/A, `control` for a planted delay,
+            `observer` for the cost of observation, `screen` for a row.
         declared: feature keys in which the arms may differ.
         ops: ops whose backend the arms may choose differently.
         versus: the control by name: its backends on this device, else its state.
@@ -45,6 +55,7 @@ class Arms:
         equal_mathematics: whether both arms promise the same loss up to rounding.
         control: arm A.
         treated: arm B.
+        planted_ratio: delay in arm B ÷ step time; None but for `planted`.
     """
 
     feature: str
@@ -60,6 +71,7 @@ class Arms:
     equal_mathematics: bool
     control: ResolvedLane
     treated: ResolvedLane
+    planted_ratio: float | None = None
     design: BaseDesign = "leave-one-out"
 
     @property
@@ -84,12 +96,14 @@ class ArmBuilder:
         device_type: `cpu` or `cuda`.
         design: what the base is; of `both` the full stack, and keys say more.
         factors: features of a screening design, in the order of its columns.
+        planted_ratio: delay of the positive control, if the campaign has one.
     """
 
     lane: Lane
     machine_class: str
     device_type: Literal["cpu", "cuda"]
     design: Design
+    planted_ratio: float | None = None
     factors: tuple[str, ...] = ()
 
     def base(self) -> ResolvedLane:
@@ -97,7 +111,7 @@ class ArmBuilder:
         return self._resolved(self._base_states())
 
     def build(self, feature: str) -> Arms:
-        """The arms of one key.
+        """The arms of one key: a feature, `none`, `planted`, `observer`, `full_stack` or the row of a screen.
 
         Raises:
             UsageError: there is no such feature, or it has nothing to change on this lane.
@@ -111,6 +125,10 @@ class ArmBuilder:
             return self._row_arms(feature, row)
         if feature == NO_FEATURE:
             return self._same_arms()
+        if feature == PLANTED:
+            return self._planted_arms()
+        if feature == OBSERVER:
+            return self._observer_arms()
         if feature == FULL_STACK:
             return self._stack_arms()
         return self._feature_arms(self._usable(feature))
@@ -130,14 +148,14 @@ class ArmBuilder:
         return keys if self.design == "add-one" else (*keys, FULL_STACK)
 
     def keys(self, features: Sequence[str]) -> tuple[str, ...]:
-        """What to ask about these features: each on either base where the design is `both`, the full stack once."""
+        """What to ask about these features: each on either base where the design is `both`."""
         if self.design != "both":
             return tuple(features)
         return tuple(
             key
             for feature in features
             for key in (
-                [feature] if feature == FULL_STACK else [key_at(feature, base) for base in BASES]
+                [feature] if feature in PSEUDO else [key_at(feature, base) for base in BASES]
             )
         )
 
@@ -260,6 +278,51 @@ class ArmBuilder:
     @property
     def _base_design(self) -> BaseDesign:
         return "add-one" if self.design == "add-one" else "leave-one-out"
+
+    def _planted_arms(self) -> Arms:
+        if self.planted_ratio is None:
+            raise UsageError(
+                f"{PLANTED!r} is the lab's positive control and needs the size of its delay; "
+                "use `lanewise calibrate LANE --control 5%`"
+            )
+        return replace(
+            self._same_arms(),
+            feature=PLANTED,
+            title=f"planted delay of {100 * self.planted_ratio:g} %",
+            role="control",
+            states={"A": "base", "B": "delayed"},
+            stance="positive control",
+            planted_ratio=self.planted_ratio,
+        )
+
+    def _observer_arms(self) -> Arms:
+        base = self.base()
+        bare, observed = (
+            base.model_copy(
+                update={
+                    "lane": base.lane.model_copy(
+                        update={
+                            "observability": base.lane.observability.model_copy(
+                                update={"goodput": on, "measurements": on}
+                            )
+                        }
+                    )
+                }
+            )
+            for on in (False, True)
+        )
+        return replace(
+            self._same_arms(),
+            feature=OBSERVER,
+            title="goodput and measurements",
+            role="observer",
+            versus="bare loop",
+            states={"A": "bare", "B": "observed"},
+            on_by_default=True,
+            stance="cost of observation",
+            control=bare,
+            treated=observed,
+        )
 
     def _base_states(self) -> dict[str, str]:
         return self._bare_states() if self.design == "add-one" else {}

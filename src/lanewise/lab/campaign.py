@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lanewise.errors import CampaignError, ReceiptError, StoreError, UsageError
+from pydantic import ValidationError
+
+from lanewise.errors import CampaignError, ReceiptError, StoreError, UsageError, one_line
 from lanewise.lab.journal import BlockDone, BlockLost, Journal, Stopped
 from lanewise.lab.plan import PLAN_SCHEMA_VERSION, CampaignPlan
-from lanewise.receipts.decision import LookRecord
+from lanewise.receipts import files
+from lanewise.receipts.decision import CampaignRecord, LookRecord
+from lanewise.receipts.document import first_fault, parse_json, parse_record
 from lanewise.receipts.migrate import UPGRADE_COMMAND, History, is_newer_minor
 
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+RECORD = "campaign.json"
 
 _PLANS = History(current=PLAN_SCHEMA_VERSION)
 
@@ -45,19 +49,10 @@ class CampaignFolder:
             StoreError: the disk refuses it.
         """
         folder = cls(Path(store_root) / "campaigns" / plan.campaign_id)
-        try:
-            folder.path.mkdir(parents=True)
-            temporary = folder.path / f".{PLAN}.{os.getpid()}"
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(plan.model_dump_json(indent=2))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(folder.path / PLAN)
-        except OSError as error:
-            raise StoreError(
-                f"{folder.path}: cannot be written ({error.strerror or error}); free some space or give "
-                "another --store"
-            ) from error
+        # A folder without a plan is left of a process that was killed right here: nothing was measured, so it is taken.
+        if (folder.path / PLAN).exists():
+            raise StoreError(f"{folder.path}: there is such a campaign already; start another one")
+        files.write_bytes(str(folder.path / PLAN), plan.model_dump_json(indent=2).encode())
         return folder
 
     @classmethod
@@ -85,17 +80,19 @@ class CampaignFolder:
         path = self.path / PLAN
         try:
             content = path.read_bytes()
-            document = json.loads(content)
-            if isinstance(document, dict) and is_newer_minor(document, _PLANS):
+            document = parse_json(content, str(path))
+            if is_newer_minor(document, _PLANS):
                 # A newer plan may hold rules that this program would not follow, so not even a minor one is run.
                 raise CampaignError(
                     f"{path}: written by plan schema {document['schema_version']}, and this lanewise reads up to "
                     f"{PLAN_SCHEMA_VERSION}; run `{UPGRADE_COMMAND}`"
                 )
             return CampaignPlan.model_validate_json(content)
-        except (OSError, ValueError, ReceiptError) as error:
+        except (OSError, ValidationError, ReceiptError) as error:
+            why = first_fault(error) if isinstance(error, ValidationError) else str(error)
             raise CampaignError(
-                f"{path}: not a campaign plan; the file was altered, so start a new campaign"
+                f"{path}: not a campaign plan ({why.removeprefix(f'{path}: ')}); without it its blocks cannot be "
+                "judged: restore the file from a copy, or start a new campaign"
             ) from error
 
     def finished(self) -> dict[tuple[str, int], BlockDone]:
@@ -126,6 +123,15 @@ class CampaignFolder:
             if (feature, block) not in finished and feature not in stopped
         )
 
+    def is_complete(self) -> bool:
+        """Whether nothing is missing and its document, written after all decisions, says so."""
+        path = self.path / RECORD
+        try:
+            record = parse_record(CampaignRecord, path.read_bytes(), str(path))
+        except (OSError, ReceiptError):
+            return False
+        return record.status == "COMPLETE" and not self.missing()
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Drive the campaign alone; the system gives the lock back even after kill −9.
@@ -133,39 +139,59 @@ class CampaignFolder:
         Raises:
             CampaignError: another process drives it.
         """
-        with (self.path / LOCK).open("a+", encoding="ascii") as file:
+        with contextlib.ExitStack() as stack:
+            try:
+                # Whoever holds the lock writes its number there, and a full disk must not keep it from going on.
+                file = stack.enter_context(
+                    (self.path / LOCK).open("a+", encoding="ascii", errors="replace")
+                )
+            except OSError as error:
+                raise StoreError(
+                    f"{self.path / LOCK}: cannot be opened ({error.strerror or error}); check the permissions, or give "
+                    "another --store"
+                ) from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
                 raise CampaignError(
-                    f"campaign {self.path.name} is being driven by process {file.read().strip() or '?'}; wait "
+                    f"campaign {self.path.name} is being driven by process {one_line(file.read(20).strip()) or '?'}; wait "
                     "for it, or start another campaign"
                 ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            with contextlib.suppress(OSError):
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), str(os.getpid()).encode())
             yield
 
 
 def stored_plans(store_root: str) -> list[CampaignPlan]:
     """Plans of every campaign in a store, newest first; a folder whose plan cannot be read is passed over."""
-    plans = []
-    for path in (Path(store_root) / "campaigns").glob(f"*/{PLAN}"):
-        with contextlib.suppress(CampaignError):
+    return _plans_and_damaged(store_root)[0]
+
+
+def _plans_and_damaged(store_root: str) -> tuple[list[CampaignPlan], list[CampaignError]]:
+    plans, damaged = [], []
+    for path in sorted((Path(store_root) / "campaigns").glob(f"*/{PLAN}")):
+        try:
             plans.append(CampaignFolder(path.parent).plan())
-    return sorted(plans, key=lambda plan: plan.created_at, reverse=True)
+        except CampaignError as error:
+            damaged.append(error)
+    return sorted(plans, key=lambda plan: plan.created_at, reverse=True), damaged
 
 
 def newest_unfinished(store_root: str, lane_name: str) -> CampaignFolder:
-    """The newest campaign of a lane that lacks blocks.
+    """The newest campaign of a lane that lacks blocks, or only its decisions because its process was killed at the end.
 
     Raises:
         UsageError: there is none.
+        CampaignError: a plan is damaged, which may be the one that is meant, or the journal of the newest one is.
     """
-    for plan in stored_plans(store_root):
+    plans, damaged = _plans_and_damaged(store_root)
+    if damaged:
+        raise CampaignError(f"{damaged[0]}; to go on with another one, name it after --resume")
+    for plan in plans:
         folder = CampaignFolder.find(store_root, plan.campaign_id)
-        if plan.lane.name == lane_name and plan.screen_design is None and folder.missing():
+        if plan.lane.name == lane_name and plan.screen_design is None and not folder.is_complete():
             return folder
     raise UsageError(
         f"no unfinished campaign of lane {lane_name!r} in {store_root}; run `lanewise ablate {lane_name}` "

@@ -215,7 +215,7 @@ def _receipts(evidence: Evidence) -> RuleResult:
     failed = [check for check in checks if check.ok is False]
     shown = tuple(dict.fromkeys(name for check in failed for name in check.shown_by))
     if failed:
-        text = "; ".join(check.text for check in failed)
+        text = "; ".join(dict.fromkeys(check.text for check in failed))
     else:
         decision = evidence.decision
         verdict = "FASTER" if decision.verdict is Verdict.FASTER else decision.verdict.value

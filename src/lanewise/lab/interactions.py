@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from lanewise.lab import protocol
-from lanewise.lab.arms import FULL_STACK, NO_FEATURE
+from lanewise.lab.arms import FULL_STACK, PSEUDO
 from lanewise.lab.keys import BaseDesign
 from lanewise.measure.interactions import Comparison, Effect, compare, interaction_tests
 from lanewise.receipts.decision import Decision, Verdict
@@ -35,7 +35,7 @@ def interaction_table(
         stack_features: features in which the full stack differs from the bare lane.
     """
     by_base = {(d.feature, d.design): d for d in decisions if d.feature != FULL_STACK}
-    features = list(dict.fromkeys(f for f, _ in by_base if f != NO_FEATURE))
+    features = list(dict.fromkeys(f for f, _ in by_base if f not in PSEUDO))
     untested, pairs = [], []
     for feature in features:
         bare = by_base.get((feature, "add-one"))

@@ -15,7 +15,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from lanewise.errors import CampaignError, StoreError
 from lanewise.lab.protocol import BlockDesign
+from lanewise.receipts import files
 from lanewise.receipts.decision import LookRecord
+from lanewise.receipts.document import first_fault
 from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.schema import Digest, Record
 
@@ -105,7 +107,7 @@ class Journal:
         """
         return tuple(
             self._parse(line, number)
-            for number, line in enumerate(self._complete_lines().splitlines(), start=1)
+            for number, line in enumerate(self._complete_lines().split(b"\n")[:-1], start=1)
         )
 
     def append(self, entry: Entry) -> None:
@@ -117,11 +119,18 @@ class Journal:
         line = json.dumps(entry.model_dump(mode="json"), ensure_ascii=False).encode() + b"\n"
         whole = len(self._complete_lines())
         try:
-            with self.path.open("ab") as file:
+            with self.path.open("ab", buffering=0) as file:
                 file.truncate(whole)
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+                try:
+                    rest = memoryview(line)
+                    while rest:  # a disk that fills up takes a part first and refuses the rest
+                        rest = rest[file.write(rest) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(whole)
+                    raise
+            if whole == 0:
+                files.sync_folder(self.path.parent)
         except OSError as error:
             raise StoreError(
                 f"{self.path}: cannot be written ({error.strerror or error}); free some space, then repeat "
@@ -139,8 +148,7 @@ class Journal:
         try:
             return _ENTRY.validate_json(line)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
             raise CampaignError(
-                f"{self.path}:{number}: not a journal entry ({first['msg']}); the file was altered, so this "
+                f"{self.path}:{number}: not a journal entry ({first_fault(error)}); the file was altered, so this "
                 "campaign cannot be trusted: start a new one"
             ) from error

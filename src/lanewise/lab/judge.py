@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
 from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.schedule import ArmName
+from lanewise.lab.strata import disagreements
 from lanewise.lab.validity import Fault, Gate, block_gates, faults_of, observed_backends
 from lanewise.lane.features import BY_KEY
 from lanewise.measure.loss_curve import LossComparison, LossPair
@@ -85,7 +86,36 @@ def judge(
     for block in blocks:
         gates = block_gates(block, arms, reference=reference, cache=cache)
         judged.append(JudgedBlock(evidence=block, faults=faults_of(gates), gates=gates))
-    return tuple(judged)
+    return _pooled(judged)
+
+
+def _pooled(judged: Sequence[JudgedBlock]) -> tuple[JudgedBlock, ...]:
+    """Blocks of several machines of the class: those of a machine that disagrees with the first one do not count."""
+    strata: dict[str, list[float]] = {}
+    for block in judged:
+        contrast = block.contrast_log
+        if contrast is not None:
+            strata.setdefault(_machine(block), []).append(contrast)
+    found = disagreements(strata)
+    return tuple(
+        replace(
+            block,
+            faults=(
+                *block.faults,
+                Fault(
+                    text=found[_machine(block)].text,
+                    structural=found[_machine(block)].is_difference,
+                ),
+            ),
+        )
+        if block.valid and _machine(block) in found
+        else block
+        for block in judged
+    )
+
+
+def _machine(block: JudgedBlock) -> str:
+    return block.evidence.receipts["A"][0].machine.instance_digest
 
 
 def metric(

@@ -1,17 +1,29 @@
-"""Practical margin and expected noise of a lane: from its newest A/A campaign, or assumed until there is one (P5, P7)."""
+"""Practical margin and expected noise of a lane: from its newest valid calibration, or assumed until there is one (P5, P7).
+
+Every calibration of the lane that is not used is named with the reason. An A/A campaign of `ablate --feature none` that no
+calibration cites still counts, as it did before there were calibrations.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lanewise.lab import protocol
-from lanewise.lab.arms import NO_FEATURE, ArmBuilder
-from lanewise.lab.plan import CampaignPlan
+from lanewise.lab.arms import NO_FEATURE
+from lanewise.lab.conditions import Conditions, why_not
+from lanewise.lab.plan import FeaturePlan
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.resolved import ResolvedLane
 from lanewise.measure.stats import margin_log
+from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.decision import Decision, Margin, Verdict
 from lanewise.receipts.store import Store
+
+NAMED_CALIBRATIONS = 3
+"""Calibrations named with the reason why they are not used, the newest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,28 +33,115 @@ class Noise:
     Attributes:
         margin: smallest effect worth a verdict.
         block_sd_log: expected SD of a block's contrast.
-        source: `assumed`, or the id of the A/A decision.
+        source: `assumed`, or the id of the calibration or A/A decision.
+        quads_per_block: quads of the blocks it was measured in; None where that is not known.
+        notes: what a person should know about the choice.
     """
 
     margin: Margin
     block_sd_log: float
     source: str
+    quads_per_block: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def fewer_quads(self, features: Sequence[FeaturePlan]) -> tuple[str, ...]:
+        """A warning where a plan has fewer quads a block than the noise was measured with."""
+        planned = [feature.quads for feature in features if feature.skipped_reason is None]
+        if self.quads_per_block is None or not planned or min(planned) >= self.quads_per_block:
+            return ()
+        factor = math.sqrt(self.quads_per_block / min(planned))
+        return (
+            f"noise was calibrated with {self.quads_per_block:g} quads a block and this plan has {min(planned)}: "
+            f"its blocks may be up to {factor:.1f} times as noisy; a larger --budget buys quads",
+        )
 
 
-def known_noise(store: Store, base: ResolvedLane, design: BlockDesign) -> Noise:
-    """Noise of this lane on this machine class under this block design.
+def known_noise(
+    store: Store,
+    base: ResolvedLane,
+    design: BlockDesign,
+    *,
+    parameters: Mapping[str, Any],
+    conditions: Callable[[], Conditions],
+    now: str,
+) -> Noise:
+    """Noise of this lane on this machine class under this block design and software.
 
-    An A/A of fewer than `CALIBRATION_BLOCKS` blocks says too little about noise to move a margin.
+    Args:
+        store: where calibrations and decisions are.
+        base: the lane.
+        design: how blocks will be run.
+        parameters: protocol of the runs to be planned, which their receipts will hash.
+        conditions: of this machine now; asked for only when there is a calibration to compare with.
+        now: RFC 3339 time.
     """
-    calibrations = [
-        decision for decision in store.iter_decisions([]) if _calibrates(decision, base, design)
+    calibrations = list(store.iter_calibrations([]))
+    candidates = sorted(
+        (
+            calibration
+            for calibration in calibrations
+            if calibration.lane.name == base.lane.name or calibration.lane.digest == base.digest
+        ),
+        key=lambda calibration: calibration.created_at,
+        reverse=True,
+    )
+    rejected: list[str] = []
+    present = conditions() if candidates else None
+    for calibration in candidates:
+        assert present is not None, "there is a candidate"
+        reasons = why_not(
+            calibration,
+            lane_digest=base.digest,
+            block_design=design,
+            protocol=parameters,
+            conditions=present,
+            now=now,
+        )
+        if not reasons:
+            return _calibrated(calibration, rejected)
+        rejected.append(
+            f"calibration {calibration.calibration_id} is not used: {', '.join(reasons)}"
+        )
+    cited = {campaign for calibration in calibrations for campaign in calibration.campaigns}
+    return _from_decision(store, base, design, cited, tuple(rejected[:NAMED_CALIBRATIONS]))
+
+
+def _calibrated(calibration: CalibrationRecord, rejected: Sequence[str]) -> Noise:
+    notes = list(rejected[:NAMED_CALIBRATIONS])
+    if calibration.biased:
+        notes.append(
+            f"calibration {calibration.calibration_id} is biased by {math.expm1(calibration.bias_log):+.2%}: "
+            "the margin covers it, and `lanewise calibrate` should be repeated"
+        )
+    return Noise(
+        margin=calibration.margin,
+        block_sd_log=calibration.block_sd_log,
+        source=calibration.calibration_id,
+        quads_per_block=calibration.quads_per_block,
+        notes=tuple(notes),
+    )
+
+
+def _from_decision(
+    store: Store,
+    base: ResolvedLane,
+    design: BlockDesign,
+    cited: set[str],
+    notes: tuple[str, ...],
+) -> Noise:
+    """An A/A of fewer than `CALIBRATION_BLOCKS` blocks says too little about noise to move a margin."""
+    found = [
+        decision
+        for decision in store.iter_decisions([])
+        if decision.campaign_id not in cited and _calibrates(decision, base, design)
     ]
-    newest = max(calibrations, key=lambda decision: decision.created_at, default=None)
+    newest = max(found, key=lambda decision: decision.created_at, default=None)
     if newest is None or newest.estimate is None or newest.estimate.block_sd_log is None:
         return Noise(
             margin=Margin(log_value=margin_log(None), source="protocol: 0.5 %, not calibrated"),
             block_sd_log=protocol.ASSUMED_NOISE_LOG[design],
             source="assumed",
+            notes=notes,
         )
     return Noise(
         margin=Margin(
@@ -50,18 +149,8 @@ def known_noise(store: Store, base: ResolvedLane, design: BlockDesign) -> Noise:
         ),
         block_sd_log=newest.estimate.block_sd_log,
         source=newest.decision_id,
+        notes=notes,
     )
-
-
-def lockstep_noise(store: Store, plan: CampaignPlan) -> float:
-    """SD of a lockstep block's contrast on the lane of a plan."""
-    base = ArmBuilder(
-        lane=plan.lane,
-        machine_class=plan.machine_class,
-        device_type=plan.device_type,
-        design="leave-one-out",
-    ).base()
-    return known_noise(store, base, "lockstep").block_sd_log
 
 
 def _calibrates(decision: Decision, base: ResolvedLane, design: BlockDesign) -> bool:

@@ -88,6 +88,7 @@ class CampaignPlan(Record):
     noise_log: float
     noise_source: str
     planned_mde_log: float
+    planted_ratio: float | None = None
     pinned: bool = False
     """Whether training processes are kept to processors of their own."""
     cache: Literal["warm", "cold"] | None = None
@@ -95,6 +96,8 @@ class CampaignPlan(Record):
     notes: tuple[str, ...] = ()
     screen_design: Literal["toggle", "plackett-burman"] | None = None
     """How a screen varies the features; null in a campaign that is none."""
+    confirm_noise_log: float | None = None
+    """Expected SD of a lockstep block, by which a screen prices the campaign it suggests; null in a campaign that is none."""
     factors: tuple[str, ...] = ()
     """Features of a screening design, in the order of its columns."""
     left_out: dict[str, str] = Field(default_factory=dict)

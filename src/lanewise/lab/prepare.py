@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lanewise.errors import UsageError
+from lanewise.lab import protocol
 from lanewise.lab.arms import ArmBuilder, questions
 from lanewise.lab.caches import CacheMode, CompileCaches
 from lanewise.lab.children import Launcher
+from lanewise.lab.conditions import Conditions
 from lanewise.lab.detect import blocks_to_find, planned_mde, registered
 from lanewise.lab.events import Listener, PilotVisited
 from lanewise.lab.keys import Design
-from lanewise.lab.margin import known_noise
+from lanewise.lab.margin import Noise, known_noise
 from lanewise.lab.pilot import Pilot
 from lanewise.lab.placement import Placement
 from lanewise.lab.plan import (
@@ -57,6 +59,7 @@ class CampaignOptions:
         data_path: replaces the lane's data; None keeps it.
         pin: keep training processes to processors of their own where the machine has enough.
         cache: state in which compiled runs find their caches.
+        planted_ratio: delay of the positive control ÷ step time; None plants nothing.
     """
 
     lane: Lane
@@ -73,6 +76,7 @@ class CampaignOptions:
     effect_log: float | None = None
     pin: bool = True
     cache: CacheMode = "warm"
+    planted_ratio: float | None = None
 
 
 def make_plan(
@@ -84,6 +88,7 @@ def make_plan(
     campaign_id: str,
     created_at: str,
     free_memory_bytes: Callable[[DeviceType], int | None],
+    conditions: Callable[[], Conditions],
     listen: Listener,
     placement: Placement,
     caches: CompileCaches,
@@ -98,6 +103,7 @@ def make_plan(
         campaign_id: name of the campaign.
         created_at: RFC 3339 time.
         free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
+        conditions: of this machine now, to be compared with those of earlier calibrations.
         listen: told about pilot visits.
         placement: processors of the pilot's processes.
         caches: compile caches that the pilot fills.
@@ -113,11 +119,28 @@ def make_plan(
         machine_class=options.machine_class,
         device_type=options.device_type,
         design=options.design,
+        planted_ratio=options.planted_ratio,
     )
     asked = questions(builder, options.features)
+
+    def noise_of(design: BlockDesign) -> Noise:
+        return known_noise(
+            store,
+            builder.base(),
+            design,
+            parameters=protocol.parameters(
+                design,
+                num_threads=options.num_threads,
+                pinned=placement.pinned,
+                cache=caches.mode,
+            ),
+            conditions=conditions,
+            now=created_at,
+        )
+
     if options.effect_log is not None:
         # What cannot be found under the design that most lanes get is refused before the pilot takes its time.
-        hoped_for = known_noise(store, builder.base(), options.block_design or "lockstep")
+        hoped_for = noise_of(options.block_design or "lockstep")
         blocks_to_find(options.effect_log, [q.arms for q in asked], hoped_for)
     free_bytes = free_memory_bytes(options.device_type)
     pilot = Pilot(
@@ -136,7 +159,7 @@ def make_plan(
     )
     if not placement.pinned:
         notes = (*notes, f"processes are not pinned: {placement.reason}")
-    noise = known_noise(store, builder.base(), block_design)
+    noise = noise_of(block_design)
     features = allocate(
         [pilot.candidate(question) for question in asked],
         options.budget_seconds * (1.0 - RESERVE_RATIO) - pilot.seconds,
@@ -171,8 +194,9 @@ def make_plan(
         planned_mde_log=planned_mde(noise.block_sd_log, features),
         pinned=placement.pinned,
         cache=caches.mode,
-        notes=(*design_notes, *notes),
         effect_log=options.effect_log,
+        planted_ratio=options.planted_ratio,
+        notes=(*design_notes, *notes, *noise.notes, *noise.fewer_quads(features)),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lanewise.lab import judge, protocol
-from lanewise.lab.arms import FULL_STACK, NO_FEATURE, ArmBuilder, Arms
+from lanewise.lab.arms import NO_FEATURE, PSEUDO, ArmBuilder, Arms
 from lanewise.lab.decide import PRODUCER, Context, arm_record, tokens_per_step
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.judge import JudgedBlock
@@ -81,11 +81,7 @@ def screen_decisions(
 
 
 def _arms(builder: ArmBuilder, key: str, *, usable: bool) -> Arms:
-    return (
-        builder.build(key)
-        if usable or key in (FULL_STACK, NO_FEATURE)
-        else builder.placeholder(key)
-    )
+    return builder.build(key) if usable or key in PSEUDO else builder.placeholder(key)
 
 
 def _toggled(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> _Outcome:

@@ -15,9 +15,10 @@ from typing import Final, Literal
 
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
-from lanewise.lab.arms import FULL_STACK, NO_FEATURE, ArmBuilder, Question, questions
+from lanewise.lab.arms import FULL_STACK, PSEUDO, ArmBuilder, Question, questions
 from lanewise.lab.caches import CompileCaches
 from lanewise.lab.children import Launcher
+from lanewise.lab.conditions import Conditions
 from lanewise.lab.events import Listener
 from lanewise.lab.keys import row_key
 from lanewise.lab.margin import Noise, known_noise
@@ -94,6 +95,7 @@ def make_screen_plan(
     campaign_id: str,
     created_at: str,
     free_memory_bytes: Callable[[DeviceType], int | None],
+    conditions: Callable[[], Conditions],
     listen: Listener,
     placement: Placement,
     caches: CompileCaches,
@@ -109,6 +111,7 @@ def make_screen_plan(
         campaign_id: name of the screen.
         created_at: RFC 3339 time.
         free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
+        conditions: of this machine now, to be compared with those of earlier calibrations.
         listen: told about pilot visits.
         placement: processors of the pilot's processes.
         caches: compile caches that the pilot fills.
@@ -148,7 +151,19 @@ def make_screen_plan(
         builder=builder,
         asked=asked,
         pilot=pilot,
-        noise=known_noise(store, builder.base(), "lockstep"),
+        noise=known_noise(
+            store,
+            builder.base(),
+            "lockstep",
+            parameters=protocol.parameters(
+                "lockstep",
+                num_threads=options.num_threads,
+                pinned=placement.pinned,
+                cache=caches.mode,
+            ),
+            conditions=conditions,
+            now=created_at,
+        ),
         available_seconds=options.budget_seconds * (1.0 - RESERVE_RATIO) - pilot.seconds,
         pair_limit_bytes=None if free_bytes is None else MEMORY_HEADROOM * free_bytes,
     )
@@ -181,6 +196,7 @@ def make_screen_plan(
         planned_mde_log=mde(noise_log, _num_contrasts(plan_features, screen_design)),
         notes=(*notes, SHARED_NOTE if screen_design == "toggle" else MIRROR_NOTE),
         mode="screen",
+        confirm_noise_log=survey.noise.block_sd_log,
         pinned=placement.pinned,
         cache=caches.mode,
         screen_design=screen_design,
@@ -192,7 +208,7 @@ def make_screen_plan(
 def _check_features(features: Sequence[str], screen_design: ScreenDesign) -> None:
     if screen_design == "toggle":
         return
-    for pseudo in (FULL_STACK, NO_FEATURE):
+    for pseudo in sorted(PSEUDO):
         if pseudo in features:
             raise UsageError(
                 f"{pseudo!r} is no feature that a design of many features could switch; leave it out, or use "

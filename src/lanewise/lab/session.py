@@ -11,6 +11,7 @@ from lanewise.errors import UsageError
 from lanewise.lab.caches import CompileCaches
 from lanewise.lab.campaign import CampaignFolder, newest_unfinished
 from lanewise.lab.children import Launcher
+from lanewise.lab.conditions import Conditions, current_conditions
 from lanewise.lab.events import CampaignResult, Listener
 from lanewise.lab.placement import aside, place, replace
 from lanewise.lab.plan import CampaignPlan
@@ -37,6 +38,7 @@ class Lab:
         new_token: a short random word that makes campaign names unique.
         free_memory_bytes: device → memory that is free on it now, or None when the system does not tell.
         listen: told what happens.
+        conditions: machine class, number of threads → conditions of this machine now.
         host: the machine's processors; None neither places processes nor watches them.
     """
 
@@ -47,6 +49,7 @@ class Lab:
     new_token: Callable[[], str]
     free_memory_bytes: Callable[[DeviceType], int | None]
     listen: Listener
+    conditions: Callable[[str, int], Conditions] = current_conditions
     host: Host | None = None
 
     def plan(self, options: CampaignOptions) -> CampaignPlan:
@@ -114,7 +117,7 @@ class Lab:
         if plan.machine_class != machine_class:
             raise UsageError(
                 f"campaign {plan.campaign_id} ran on {plan.machine_class}, this is {machine_class}; blocks of "
-                "different machines never meet in one campaign, so start a new one"
+                "different kinds of machines never meet in one campaign, so start a new one"
             )
         return self._run(
             folder, self.launcher(plan.num_threads), spent_seconds=spent_before(folder)
@@ -174,6 +177,7 @@ class Lab:
                 campaign_id=campaign_id,
                 created_at=created_at,
                 free_memory_bytes=self.free_memory_bytes,
+                conditions=lambda: self.conditions(options.machine_class, options.num_threads),
                 listen=self.listen,
                 placement=placement,
                 caches=caches,

@@ -14,6 +14,9 @@ from lanewise.receipts.decision import BreakEven, Estimate, MetricDelta, Verdict
 WORTH_PAYING_BACK_SECONDS = 1.0
 """Compile time below this is not worth a word."""
 
+MEASURED = (Verdict.FASTER, Verdict.SLOWER, Verdict.EQUIVALENT)
+"""What a campaign can say about the lab's own instruments; there is nothing to turn on or off."""
+
 HOPELESS_BLOCKS = 96
 """Beyond this many blocks the honest advice is a quieter machine."""
 
@@ -40,6 +43,8 @@ def advice(
         control_step_seconds: median step of arm A.
         treated_step_seconds: median step of arm B.
     """
+    if arms.role in ("control", "observer") and verdict in MEASURED:
+        return arms.stance
     if verdict is Verdict.FASTER:
         steps = break_even_steps(compile_seconds, control_step_seconds, treated_step_seconds)
         if steps is not None:

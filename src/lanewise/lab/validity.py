@@ -6,7 +6,7 @@ from typing import Literal
 
 from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
-from lanewise.lab.gates import backends, identity, machine, numerics, timing
+from lanewise.lab.gates import backends, control, identity, machine, numerics, timing
 from lanewise.lab.gates.backends import observed_backends as observed_backends
 from lanewise.lab.gates.gate import Fault as Fault
 from lanewise.lab.gates.gate import Gate as Gate
@@ -42,6 +42,7 @@ def block_gates(
         numerics.finite_losses(block),
         identity.comparability(block, arms),
         identity.constancy(block, reference),
+        control.planted_delay(block, arms),
         numerics.paired_losses(block, arms),
         timing.goodput_closure(block),
         timing.event_wall_closure(block),

@@ -95,6 +95,8 @@ class BlockTask:
             ),
             # Two arms in one process have no peak of their own to profile.
             measure_memory=self.block == 1 and self.plan.block_design != "toggle",
+            # A planted delay of 0 runs the very code of a base step.
+            planted_delay_ratio=(self.arms.planted_ratio or None) if arm == "B" else None,
             cores=self.cores,
             compile_cache_dir=None
             if self.caches is None

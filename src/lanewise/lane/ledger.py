@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from lanewise.lane.spec import Spec
 
@@ -42,8 +42,8 @@ class Scope(Spec):
 class Effect(Spec):
     """What the evidence measured, for readers; not used to resolve."""
 
-    step_time_ratio: float
-    interval: tuple[float, float]
+    step_time_ratio: FiniteFloat
+    interval: tuple[FiniteFloat, FiniteFloat]
 
 
 class Demotion(Spec):

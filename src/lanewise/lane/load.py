@@ -16,11 +16,21 @@ from typing import Any
 
 from lanewise.errors import LaneError, Problem
 from lanewise.lane.schema import Lane
-from lanewise.lane.sources import Document, KeyPath, dotted, parse_toml, read_text
+from lanewise.lane.sources import (
+    MAX_DEPTH,
+    Document,
+    KeyPath,
+    dotted,
+    parse_toml,
+    read_text,
+    require_shallow,
+)
 from lanewise.lane.suggest import nearest
 from lanewise.lane.validate import Draft, paths_of, validate
 
 LANES_FOLDER = Path("lanes")
+MAX_CHAIN = 16
+"""Lanes that extend each other in a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,8 +131,10 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
         # TOML of several lines could smuggle in further keys.
         return path, value_text
     try:
-        return path, tomllib.loads(f"value = {value_text}")["value"]
-    except tomllib.TOMLDecodeError as error:
+        value = tomllib.loads(f"value = {value_text}")["value"]
+        require_shallow({dotted(path): value}, where)
+        return path, value
+    except (ValueError, RecursionError) as error:
         if value_text[:1] in ("", '"', "'", "[", "{"):
             message = f"the value {value_text!r} is not TOML; quote it, or give a bare word"
             raise LaneError([Problem(where=where, path=dotted(path), message=message)]) from error
@@ -132,8 +144,29 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
 def _read(name_or_path: str, *, folder: Path, chain: tuple[str, ...]) -> Draft:
     """Read a lane and everything it extends."""
     document, origin = _find(name_or_path, folder=folder)
+    return draft_of(document, origin, folder=folder, chain=chain)
+
+
+def draft_of(
+    document: Document, origin: str, *, folder: Path, chain: tuple[str, ...] = ()
+) -> Draft:
+    """A parsed lane merged onto everything it extends.
+
+    Args:
+        document: the parsed file.
+        origin: `preset NAME` or the file's path, which says what its `extends` is relative to.
+        folder: where lanes are looked up by name.
+        chain: origins of the lanes that extend this one.
+
+    Raises:
+        LaneError: it extends itself, or what is no lane.
+    """
     if origin in chain:
         raise LaneError(f"{document.name}: extends itself: {' → '.join((*chain, origin))}")
+    if len(chain) >= MAX_CHAIN:
+        raise LaneError(
+            f"{document.name}: extends through more than {MAX_CHAIN} files; put what they share into one"
+        )
     tables = dict(document.tables)
     base = tables.pop("extends", None)
     if "name" not in tables:
@@ -189,12 +222,20 @@ def _relative(base: str, folder: Path) -> str:
     """`extends` names a preset or lane, or a path relative to the file that says so."""
     if base.endswith(".toml"):
         return str(folder / base)
+    if base in preset_names():
+        return base
     sibling = folder / f"{base}.toml"
-    return str(sibling) if base not in preset_names() and sibling.is_file() else base
+    try:
+        return str(sibling) if sibling.is_file() else base
+    except (OSError, ValueError) as error:
+        raise LaneError(f"{base[:60]!r} is no name of a lane: {error}") from error
 
 
 def _with_override(draft: Draft, override: str) -> Draft:
     path, value = parse_override(override)
+    if len(path) > MAX_DEPTH:
+        message = f"a path of {len(path)} parts; a setting of a lane has at most four"
+        raise LaneError([Problem(where=f"--set {'.'.join(path[:4])}…", path="", message=message)])
     patch: Any = value
     for part in reversed(path):
         patch = {part: patch}
@@ -246,4 +287,4 @@ def _summary(text: str) -> str:
 def _lane_name(origin: str) -> str:
     """A legal lane name from a file's name."""
     stem = Path(origin.removeprefix("preset ")).name.removesuffix(".toml")
-    return re.sub(r"[^a-z0-9_.-]+", "-", stem.lower()).strip("-_.") or "lane"
+    return re.sub(r"[^a-z0-9_.-]+", "-", stem.lower()).strip("-_.")[:100] or "lane"

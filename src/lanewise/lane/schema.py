@@ -297,7 +297,7 @@ class ObservabilitySpec(Spec):
 class Lane(Spec):
     """One exactly named training problem."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=100)]
     model: ModelSpec
     batch: BatchSpec
     data: DataSpec = DataSpec()

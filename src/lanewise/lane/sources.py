@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lanewise.errors import LaneError, Problem
+from lanewise.lane.statements import statements
 
 KeyPath = tuple[str | int, ...]
 
+MAX_BYTES = 2**20
+"""Longest lane or configuration file; the longest that ships has 4 KiB."""
+MAX_DEPTH = 32
+"""Tables and lists inside each other."""
+
 _KEY_PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} tables and lists; a lane has four levels"
 _TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)")
 
 
@@ -52,7 +59,14 @@ def read_text(path: Path, *, what: str) -> str:
         LaneError: it is missing, a folder, unreadable, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise LaneError(
+                f"'{path}' is longer than {MAX_BYTES} bytes; a {what} file is a few tables of settings"
+            )
+        # Line ends as Python's text files have them.
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise LaneError(f"no {what} file '{path}'; check the path") from error
     except IsADirectoryError as error:
@@ -63,6 +77,8 @@ def read_text(path: Path, *, what: str) -> str:
         ) from error
     except OSError as error:
         raise LaneError(f"cannot read the {what} file '{path}': {error.strerror}") from error
+    except ValueError as error:
+        raise LaneError(f"{str(path)!r} is no path of a {what} file: {error}") from error
 
 
 def parse_toml(text: str, *, name: str) -> Document:
@@ -83,6 +99,10 @@ def parse_toml(text: str, *, name: str) -> Document:
         raise LaneError(
             [Problem(where=f"{name}:{line}", path="", message=f"not valid TOML: {reason}{column}")]
         ) from error
+    except (RecursionError, ValueError) as error:
+        # tomllib lets these through: tables in tables without end, integers of thousands of digits, impossible dates.
+        raise _unusable("TOML", name, error) from error
+    require_shallow(tables, name)
     return Document(name=name, tables=tables, lines=dict(_toml_lines(text)))
 
 
@@ -96,8 +116,11 @@ def parse_yaml(text: str, *, name: str) -> Document:
     import yaml
 
     try:
+        _require_plain(text, name)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         tables = yaml.safe_load(text)
+    except (RecursionError, ValueError) as error:
+        raise _unusable("YAML", name, error) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = name if mark is None else f"{name}:{mark.line + 1}"
@@ -109,6 +132,7 @@ def parse_yaml(text: str, *, name: str) -> Document:
         raise LaneError(
             f"{name}: the YAML document is not a mapping of tables; see `lanewise lane show --help`"
         )
+    require_shallow(tables, name)
     lines: dict[KeyPath, int] = {}
     for path, line in _yaml_lines(node, ()):
         if path in lines:
@@ -116,6 +140,54 @@ def parse_yaml(text: str, *, name: str) -> Document:
             raise LaneError([Problem(where=f"{name}:{line}", path=dotted(path), message=message)])
         lines[path] = line
     return Document(name=name, tables=tables, lines=lines)
+
+
+def require_shallow(tables: Mapping[str, Any], name: str) -> None:
+    """Refuse what is nested too deep to be walked.
+
+    Raises:
+        LaneError: it is nested deeper than `MAX_DEPTH`.
+    """
+    level: list[Any] = [tables]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return
+    raise LaneError([Problem(where=name, path="", message=_TOO_DEEP)])
+
+
+def _require_plain(text: str, name: str) -> None:
+    """Refuse YAML of a few lines that unfolds into billions of keys, or into lists in lists without end.
+
+    Raises:
+        LaneError: it has aliases, or is nested deeper than `MAX_DEPTH`.
+    """
+    import yaml
+
+    opened = (
+        yaml.FlowSequenceStartToken,
+        yaml.FlowMappingStartToken,
+        yaml.BlockSequenceStartToken,
+        yaml.BlockMappingStartToken,
+    )
+    closed = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise LaneError(f"{name}: has YAML aliases (*name); write the values out")
+        depth += isinstance(token, opened) - isinstance(token, closed)
+        if depth > MAX_DEPTH:
+            raise LaneError([Problem(where=name, path="", message=_TOO_DEEP)])
+
+
+def _unusable(language: str, name: str, error: RecursionError | ValueError) -> LaneError:
+    reason = _TOO_DEEP if isinstance(error, RecursionError) else " ".join(str(error).split())
+    return LaneError([Problem(where=name, path="", message=f"not usable {language}: {reason}")])
 
 
 def _yaml_lines(node: Any, prefix: KeyPath) -> Iterator[tuple[KeyPath, int]]:
@@ -134,7 +206,7 @@ def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
     """Line of every table header and key of a text known to be valid TOML."""
     prefix: KeyPath = ()
     elements_of_array: dict[KeyPath, int] = {}
-    for line, statement in _statements(text):
+    for line, statement in statements(text):
         if statement.startswith("[["):
             array = _key_parts(statement[2:])[0]
             index = elements_of_array.get(array, 0)
@@ -172,28 +244,3 @@ def _key_parts(statement: str) -> tuple[KeyPath, str]:
             break
         position += 1
     return tuple(parts), statement[position:]
-
-
-def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Headers and `key = value` statements with their first line; a value may span lines."""
-    start = 0
-    pending: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not pending:
-            if not line.strip() or line.lstrip().startswith("#"):
-                continue
-            start = number
-        pending.append(line)
-        statement = "\n".join(pending).strip()
-        if statement.startswith("[") or _is_whole(statement):
-            yield start, statement
-            pending = []
-
-
-def _is_whole(statement: str) -> bool:
-    """Whether a statement's value is closed: adding lines stops as soon as it parses."""
-    try:
-        tomllib.loads(statement)
-    except tomllib.TOMLDecodeError:
-        return False
-    return True

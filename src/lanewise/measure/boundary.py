@@ -10,7 +10,14 @@ earlier look through the upper boundary is more extreme than any later result, w
 (Tsiatis, Rosner and Mehta 1984). Its probabilities come from a fixed set of simulated campaigns, so they hold for few
 blocks, where the normal theory does not. Under no effect and without a margin they are exact; elsewhere they depend on the
 unknown SD, so every simulated campaign is scaled to end with the SD that was observed (a generalised pivot, Weerahandi
-1993), and coverage is what docs/METHOD.md measures it to be. With one look everything reduces to the t test.
+1993), and coverage is what docs/METHOD.md measures it to be.
+
+The p-value of a look is the smallest α for which the same looks, each at the level that belongs to it, would have crossed here
+(the sequential p of Liu and Anderson 2008). It holds whatever ended the campaign, it is at most α exactly where the look
+crossed, and overwhelming evidence at a later look gives a small p, which stage-wise p-values do not: they never fall below
+what earlier looks could spend, so Holm's correction over several features would let none of them pass.
+
+With one look everything reduces to the t test.
 
 Effects, margins and SDs are on the log scale.
 """
@@ -35,6 +42,9 @@ MIN_LOOK_BLOCKS: Final = 4
 
 NUM_DRAWS: Final = 2**17
 """Simulated campaigns behind every probability. Half mirror the other half: the standard error of 5 % is 0.09 %."""
+
+RARE_P: Final = 0.002
+"""Below this the simulated campaigns are too few to count; the union bound over the looks takes over."""
 
 FUTILE_POWER: Final = 0.1
 """A look gives up when the chance of a verdict at the last one, given the blocks so far, is below this."""
@@ -70,7 +80,7 @@ class SequentialResult:
         high: its upper end.
         median_unbiased: effect of which the outcome is the median; the mean of the blocks is drawn away from the null by
             early stops.
-        p_value: two-sided, of the null.
+        p_value: two-sided, of the null, for all looks together; at most α exactly where `crossed`.
         crossed: whether the last look lies beyond its boundary.
     """
 
@@ -87,6 +97,7 @@ def conclude(
     *,
     margin_log: float = 0.0,
     null_log: float = 0.0,
+    num_draws: int = NUM_DRAWS,
 ) -> SequentialResult:
     """Interval and p of the contrasts there are, given the looks that came before the last of them.
 
@@ -95,6 +106,7 @@ def conclude(
         boundary: as planned. Looks at fewer blocks than there are count as passed without a stop.
         margin_log: an earlier look stopped only where the mean was also this far from the null.
         null_log: the effect tested, 0, or the logarithm of a tax budget.
+        num_draws: simulated campaigns behind the interval, a power of 2; fewer serve studies of many thousand campaigns.
 
     Raises:
         ValueError: fewer than two contrasts, or one that is not finite.
@@ -115,7 +127,9 @@ def conclude(
             crossed=p_value <= boundary.nominal_alpha,
         )
     error = sd / math.sqrt(num_blocks)
-    crossed = abs(mean) / error >= critical_t(num_blocks, level=boundary.nominal_alpha)
+    nominal_p = 2 * float(stdtr(num_blocks - 1, -abs(mean) / error))
+    p_value = _overall_p(nominal_p, boundary.looks)
+    crossed = nominal_p <= boundary.nominal_alpha
     earlier = tuple(look for look in boundary.looks if look < num_blocks)
     if not earlier:
         half_width = critical_t(num_blocks, level=boundary.alpha) * error
@@ -123,18 +137,18 @@ def conclude(
             low=null_log + mean - half_width,
             high=null_log + mean + half_width,
             median_unbiased=null_log + mean,
-            p_value=2 * float(stdtr(num_blocks - 1, -abs(mean) / error)),
+            p_value=p_value,
             crossed=crossed,
         )
-    turning = _turning_effects(mean, sd, num_blocks, earlier, boundary, margin_log)
+    means, sds = (draws[:, :: NUM_DRAWS // num_draws] for draws in _draws((*earlier, num_blocks)))
+    turning = _turning_effects(mean, sd, earlier, boundary, margin_log, means, sds)
     tail = boundary.alpha / 2
     low, middle, high = np.quantile(turning, (tail, 0.5, 1 - tail))
-    above, below = float((turning <= 0).mean()), float((turning >= 0).mean())
     return SequentialResult(
         low=null_log + float(low),
         high=null_log + float(high),
         median_unbiased=null_log + float(middle),
-        p_value=min(1.0, 2 * min(above, below)),
+        p_value=p_value,
         crossed=crossed,
     )
 
@@ -236,10 +250,11 @@ def fewest_blocks(
 def _turning_effects(
     mean: float,
     sd: float,
-    num_blocks: int,
     earlier: tuple[int, ...],
     boundary: Boundary,
     margin_log: float,
+    means: Floats,
+    sds: Floats,
 ) -> Floats:
     """True effect from which on each simulated campaign ends at least as far up as the one observed.
 
@@ -248,10 +263,9 @@ def _turning_effects(
     campaigns that have turned at an effect is the upper tail probability of the outcome, and its quantiles are the ends of
     the interval.
     """
-    means, sds = _draws((*earlier, num_blocks))
     scale = sd / sds[-1]
-    turning = np.full(NUM_DRAWS, np.inf)
-    alive_from = np.full(NUM_DRAWS, -np.inf)
+    turning = np.full_like(scale, np.inf)
+    alive_from = np.full_like(scale, -np.inf)
     for index, look in enumerate(earlier):
         critical = critical_t(look, level=boundary.nominal_alpha) / math.sqrt(look)
         reach = np.maximum(critical * scale * sds[index], margin_log)
@@ -259,20 +273,41 @@ def _turning_effects(
         np.minimum(turning, np.maximum(alive_from, up), out=turning)
         np.maximum(alive_from, down, out=alive_from)
     here = mean - scale * means[-1]
-    np.minimum(turning, np.maximum(alive_from, here), out=turning)
-    return turning
+    turning_here: Floats = np.minimum(turning, np.maximum(alive_from, here))
+    return turning_here
 
 
-@lru_cache(maxsize=64)
 def _nominal_alpha(looks: tuple[int, ...], alpha: float) -> float:
+    """The largest level at which no more than α of the simulated campaigns cross."""
+    return alpha if len(looks) == 1 else float(_smallest_p(looks)[int(alpha * NUM_DRAWS) - 1])
+
+
+def _overall_p(nominal_p: float, looks: tuple[int, ...]) -> float:
+    """How often the smallest p of all looks is at most this one, under no effect.
+
+    Where too few simulated campaigns reach so far, between their share at `RARE_P` and the union bound.
+    """
     if len(looks) == 1:
-        return alpha
+        return nominal_p
+    smallest = _smallest_p(looks)
+    counted = max(nominal_p, RARE_P)
+    share = float(np.searchsorted(smallest, counted, side="right")) / NUM_DRAWS
+    if nominal_p >= RARE_P:
+        return max(share, nominal_p)
+    ratio, bound = max(share / RARE_P, 1.0), len(looks)
+    return nominal_p * (bound - (bound - ratio) * nominal_p / RARE_P)
+
+
+@lru_cache(maxsize=16)
+def _smallest_p(looks: tuple[int, ...]) -> Floats:
+    """Smallest nominal p over the looks of each simulated campaign without effect, rising."""
     means, sds = _draws(looks)
     smallest = np.ones(NUM_DRAWS)
     for index, look in enumerate(looks):
         t = np.abs(means[index]) / (sds[index] / math.sqrt(look))
         np.minimum(smallest, 2 * stdtr(look - 1, -t), out=smallest)
-    return float(np.quantile(smallest, alpha))
+    smallest.sort()
+    return smallest
 
 
 @lru_cache(maxsize=8)

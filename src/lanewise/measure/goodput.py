@@ -49,6 +49,7 @@ class GoodputClock:
             category: _Span(self, category) if enabled else _NOTHING for category in CATEGORIES
         }
         self._closed_ns: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
+        self._num_closed: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
         self._open: list[_Frame] = []
         self._start_ns = self._last_ns = clock()
 
@@ -70,6 +71,10 @@ class GoodputClock:
             return self._spans[category]
         except KeyError:
             raise ValueError(_unknown(category)) from None
+
+    def num_closed(self, category: str) -> int:
+        """Spans of a category that have ended, whatever their time went to."""
+        return self._num_closed[category]
 
     def summary(self) -> Goodput | None:
         """The partition of wall time since construction; open spans count up to now. None when disabled.
@@ -107,6 +112,7 @@ class GoodputClock:
     def _leave(self, *, raised: bool) -> None:
         now_ns = self._clock()
         frame = self._open.pop()
+        self._num_closed[frame.category] += 1
         own_ns = frame.own_ns + now_ns - self._last_ns
         failed = raised and frame.category == STEP
         self._closed_ns[FAILED_STEP if failed else frame.category] += own_ns

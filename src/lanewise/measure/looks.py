@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from lanewise.measure.boundary import (
+    NUM_DRAWS,
     SequentialResult,
     conclude,
     critical_t,
@@ -68,13 +69,20 @@ class Look:
         return self.record.outcome != "go_on"
 
 
-def walk(contrasts: Sequence[float], question: Question, *, ended: bool = True) -> tuple[Look, ...]:
+def walk(
+    contrasts: Sequence[float],
+    question: Question,
+    *,
+    ended: bool = True,
+    num_draws: int = NUM_DRAWS,
+) -> tuple[Look, ...]:
     """The looks that a series of contrasts passes, in order; ends with the first that stops.
 
     Args:
         contrasts: of the blocks that count, in the order they were run.
         question: what was planned.
         ended: no further block will come: what is left after the last planned look counts as the last one.
+        num_draws: passed on to `conclude`.
 
     Returns:
         Empty when not even the first look is reached.
@@ -85,7 +93,7 @@ def walk(contrasts: Sequence[float], question: Question, *, ended: bool = True) 
         stops.append(len(contrasts))
     for num_blocks in stops:
         last = (ended and num_blocks == len(contrasts)) or num_blocks == question.boundary.looks[-1]
-        looks.append(_look(contrasts[:num_blocks], question, last=last))
+        looks.append(_look(contrasts[:num_blocks], question, last=last, num_draws=num_draws))
         if looks[-1].stops:
             break
     return tuple(looks)
@@ -100,12 +108,13 @@ def single_look(
     return Question(boundary=one, margin_log=margin_log, tax_budget_ratio=tax_budget_ratio)
 
 
-def _look(contrasts: Sequence[float], question: Question, *, last: bool) -> Look:
+def _look(contrasts: Sequence[float], question: Question, *, last: bool, num_draws: int) -> Look:
     found = conclude(
         contrasts,
         question.boundary,
         margin_log=question.test_margin_log,
         null_log=question.null_log,
+        num_draws=num_draws,
     )
     plain = estimate_from_contrasts(contrasts, confidence=1 - question.boundary.alpha)
     estimate = plain.model_copy(

@@ -6,7 +6,7 @@ Effects are stated as treated ÷ control (arm B ÷ arm A) on step time: a ratio 
 from __future__ import annotations
 
 import enum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from lanewise.receipts.profile import BackendVersions
 from lanewise.receipts.schema import Check, Digest, LaneIdentity, Machine, Producer, Record
 
 DECISION_SCHEMA_VERSION = "1.2.0"
+
+LogEffect = Annotated[float, Field(ge=-700.0, le=700.0)]
+"""An effect, a noise or a margin on the log scale: its exponential is a number."""
 
 
 class Verdict(enum.StrEnum):
@@ -40,20 +43,20 @@ class Verdict(enum.StrEnum):
 class Estimate(Record):
     """Effect on log step time over the valid blocks : the mean block contrast and its t-interval."""
 
-    log_ratio: float
+    log_ratio: LogEffect
     ratio: float
     interval_low: float
     """Lower end of the two-sided interval of the ratio."""
     interval_high: float
     confidence: float
     num_blocks: int
-    block_sd_log: float | None
+    block_sd_log: LogEffect | None
     """SD of the block contrasts; null with one block."""
-    half_width_log: float | None
-    mde_log: float | None
+    half_width_log: LogEffect | None
+    mde_log: LogEffect | None
     """Smallest effect this many blocks detect with 80 % power at this SD."""
     sign_flip_p: float | None
-    median_unbiased_log: float | None = None
+    median_unbiased_log: LogEffect | None = None
     """Effect of which the outcome is the median; differs from the mean where earlier looks could have stopped."""
     p_value: float | None = None
     """Two-sided, of no effect (of the budget for a tax), earlier looks accounted for."""
@@ -80,7 +83,7 @@ class LookRecord(Record):
 
     num_blocks: int
     """Blocks that count so far."""
-    log_ratio: float
+    log_ratio: LogEffect
     nominal_p: float
     """Two-sided p of the plain t test at this look, compared with the boundary's level."""
     outcome: LookOutcome
@@ -115,7 +118,7 @@ class BreakEven(Record):
 class Margin(Record):
     """Practical margin δ on the log scale and where it comes from."""
 
-    log_value: float
+    log_value: LogEffect
     source: str
 
 
@@ -134,7 +137,7 @@ class BlockRecord(Record):
     design: Literal["lockstep", "sequential", "toggle"]
     valid: bool
     reasons: tuple[str, ...]
-    contrast_log: float | None
+    contrast_log: LogEffect | None
     """Median over quads of mean log B − mean log A (lockstep), or B visits − A visits (sequential)."""
     num_quads: int
     warmup_steps: int
@@ -284,7 +287,7 @@ class PlannedFeature(Record):
     """Of all its blocks."""
     skipped_reason: str | None = None
     boundary: Boundary | None = None
-    detectable_log: float | None = None
+    detectable_log: LogEffect | None = None
     """Smallest effect that these looks call a difference with 80 % power at the planned noise and margin."""
     design: Literal["leave-one-out", "add-one"] | None = None
     """Base of this feature in a campaign that measures from both; null where the campaign has one design."""
@@ -306,8 +309,8 @@ class CampaignRecord(Record):
     block_design: Literal["lockstep", "sequential", "toggle"]
     budget_seconds: float
     order_seed: int
-    planned_mde_log: float
-    planned_noise_log: float
+    planned_mde_log: LogEffect
+    planned_noise_log: LogEffect
     noise_source: str
     """`assumed` or the id of a calibration."""
     features: tuple[PlannedFeature, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import operator
 import types
 import typing
@@ -12,12 +13,15 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError, create_model
 
-from lanewise.errors import ReceiptError
-from lanewise.lane.digest import digest
+from lanewise.errors import ReceiptError, one_line
+from lanewise.lane.digest import MAX_SAFE_INTEGER, digest
 from lanewise.receipts.migrate import STEPS, Document, History, is_newer_minor, upcast
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 
 RecordT = TypeVar("RecordT", bound=Record)
+
+MAX_DEPTH = 64
+"""Tables and lists inside each other; no record nests deeper than ten."""
 
 
 def receipt_id_of(body: Mapping[str, Any]) -> str:
@@ -41,15 +45,27 @@ def parse_document(content: bytes, where: str) -> Document:
 def parse_json(content: bytes, where: str) -> Document:
     """Parse JSON bytes into an object, whatever version it is of.
 
+    Stricter than `json`, in what could not be written back: no repeated keys, no NaN or infinity, no integer beyond
+    ±(2^53 − 1), no lone surrogate, no nesting deeper than `MAX_DEPTH`.
+
     Raises:
-        ReceiptError: truncated, not JSON, or not an object.
+        ReceiptError: truncated, not such JSON, or not an object.
     """
     try:
-        document = json.loads(content)
-    except ValueError as error:
+        document = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_without_repeats,
+            parse_float=_finite,
+            parse_int=_safe_integer,
+            parse_constant=_finite,
+        )
+        _check_depth(document)
+        if b"\\u" in content:
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
         kind = "truncated" if _looks_truncated(content) else "not JSON"
         raise ReceiptError(
-            f"{where}: {kind} ({error}); restore the file from a copy, or delete it"
+            f"{where}: {kind} ({one_line(_why(error))}); restore the file from a copy, or delete it"
         ) from error
     if not isinstance(document, dict):
         raise ReceiptError(
@@ -104,7 +120,7 @@ def check_identity(document: Document, where: str) -> None:
         raise ReceiptError(f"{where}: cannot be hashed ({error}); it was altered") from error
     if actual != claimed:
         raise ReceiptError(
-            f"{where}: altered: it claims {short(claimed)} and its content is {short(actual)}; "
+            f"{where}: altered: it claims {one_line(short(claimed))} and its content is {short(actual)}; "
             "restore the file from a copy, or delete it"
         )
 
@@ -129,7 +145,7 @@ def first_fault(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_context=False)
     place = ".".join(str(part) for part in faults[0]["loc"]) or "the document"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{place}: {faults[0]['msg']}{more}"
+    return f"{one_line(place)}: {one_line(faults[0]['msg'])}{more}"
 
 
 @functools.cache
@@ -166,6 +182,51 @@ def _lift(document: Document, where: str, history: History | None = None) -> Doc
         return upcast(document, history)
     except ReceiptError as error:
         raise ReceiptError(f"{where}: {error}") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Document:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _value in pairs]
+        repeated = next(name for name in table if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} stands twice")
+    return table
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _safe_integer(text: str) -> int:
+    value = int(text) if len(text) < len(str(MAX_SAFE_INTEGER)) + 2 else MAX_SAFE_INTEGER + 1
+    if abs(value) > MAX_SAFE_INTEGER:
+        raise ValueError(f"an integer of {len(text)} digits, beyond ±(2^53 − 1)")
+    return value
+
+
+def _check_depth(document: Any) -> None:
+    level = [document] if isinstance(document, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return f"nested deeper than {MAX_DEPTH}"
+    return (
+        f"not UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+    )
 
 
 def _looks_truncated(content: bytes) -> bool:

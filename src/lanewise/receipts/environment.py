@@ -16,6 +16,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -246,20 +247,23 @@ def environment_digest(environment: Environment) -> str:
     because `packages["lanewise"]` carries a digest of the very sources that ran, which an edited README leaves alone
     and an edited kernel does not.
     """
-    return digest(
-        {
-            "os_description": environment.os_description,
-            "python_version": environment.python_version,
-            "device_driver_version": environment.device_driver_version,
-            "packages": environment.packages,
-            "variables": {
-                name: value
-                for name, value in environment.variables.items()
-                if not name.startswith("LANEWISE_")
-            },
-            "num_threads": environment.num_threads,
-        }
-    )
+    return digest(compared_fields(environment))
+
+
+def compared_fields(environment: Environment) -> dict[str, Any]:
+    """What the environment digest covers, by name."""
+    return {
+        "os_description": environment.os_description,
+        "python_version": environment.python_version,
+        "device_driver_version": environment.device_driver_version,
+        "packages": environment.packages,
+        "variables": {
+            name: value
+            for name, value in environment.variables.items()
+            if not name.startswith("LANEWISE_")
+        },
+        "num_threads": environment.num_threads,
+    }
 
 
 def collect_machine(class_name: str, *, gpu: Gpu | None = None) -> Machine:

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
+from lanewise.receipts.manifest import ArchiveManifest
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -22,7 +24,9 @@ SCHEMAS: Mapping[str, type[Record]] = {
     "receipt-1.2.json": RunReceipt,
     "decision-1.2.json": Decision,
     "campaign-1.2.json": CampaignRecord,
+    "calibration-1.0.json": CalibrationRecord,
     "steps-1.1.json": StepSeries,
+    "archive-1.0.json": ArchiveManifest,
     "ceilings-1.0.json": CeilingRecord,
 }
 FROZEN: tuple[str, ...] = (

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lanewise.errors import ReceiptError
+from lanewise.errors import ReceiptError, one_line
+from lanewise.receipts.calibration import CALIBRATION_SCHEMA_VERSION
 from lanewise.receipts.ceilings import CEILINGS_SCHEMA_VERSION
 from lanewise.receipts.decision import DECISION_SCHEMA_VERSION
+from lanewise.receipts.manifest import ARCHIVE_SCHEMA_VERSION
 from lanewise.receipts.schema import SCHEMA_VERSION, STEPS_SCHEMA_VERSION
 
 Document = dict[str, Any]
@@ -28,10 +30,14 @@ def parse_version(text: object) -> tuple[int, int]:
     Raises:
         ReceiptError: it is not a version such as `1.0.0`.
     """
-    found = re.fullmatch(r"(\d+)\.(\d+)\.\d+", text) if isinstance(text, str) else None
+    found = (
+        re.fullmatch(r"([0-9]{1,6})\.([0-9]{1,6})\.[0-9]{1,6}", text)
+        if isinstance(text, str)
+        else None
+    )
     if found is None:
         raise ReceiptError(
-            f"schema_version is {text!r}, not a version such as {SCHEMA_VERSION}; "
+            f"schema_version is {one_line(repr(text))}, not a version such as {SCHEMA_VERSION}; "
             "this is no lanewise record"
         )
     return int(found.group(1)), int(found.group(2))
@@ -52,6 +58,8 @@ class History:
 
 RECEIPTS = History(current=SCHEMA_VERSION)
 DECISIONS = History(current=DECISION_SCHEMA_VERSION)
+ARCHIVES = History(current=ARCHIVE_SCHEMA_VERSION)
+CALIBRATIONS = History(current=CALIBRATION_SCHEMA_VERSION)
 STEPS = History(current=STEPS_SCHEMA_VERSION)
 """Of the step sidecars, which have no `kind`."""
 HISTORIES: Mapping[str, History] = {
@@ -59,6 +67,8 @@ HISTORIES: Mapping[str, History] = {
     "calibration": RECEIPTS,
     "decision": DECISIONS,
     "campaign": DECISIONS,
+    "archive": ARCHIVES,
+    "noise_calibration": CALIBRATIONS,
     "ceilings": History(current=CEILINGS_SCHEMA_VERSION),
 }
 """`kind` of a record → its versions. No upcaster exists while 1 is the only major."""
@@ -74,7 +84,7 @@ def history_of(document: Mapping[str, Any]) -> History:
     history = HISTORIES.get(kind) if isinstance(kind, str) else None
     if history is None:
         raise ReceiptError(
-            f"kind is {kind!r}, and this lanewise knows {', '.join(HISTORIES)}; "
+            f"kind is {one_line(repr(kind))}, and this lanewise knows {', '.join(HISTORIES)}; "
             f"run `{UPGRADE_COMMAND}` if a newer one wrote it"
         )
     return history

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lanewise.errors import ReceiptError
+from lanewise.errors import ReceiptError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +62,15 @@ def promote(
     """
     try:
         promoted = _receipt(document) if kind == "receipt" else _decision(document)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ReceiptError(
             f"{location}: no {kind} of schema {document.get('schema_version')} "
-            f"({type(error).__name__}: {error}); `lanewise receipt validate` says more"
+            f"({type(error).__name__}: {one_line(str(error))}); `lanewise receipt validate` says more"
         ) from error
     name = (promoted.id or "").removeprefix("sha256:") + ".json"
     if name != location.rsplit("/", 1)[-1]:
         raise ReceiptError(
-            f"{location}: holds {kind} {promoted.id}; rename the file to {name}, or delete it"
+            f"{location}: holds {kind} {one_line(promoted.id or '')}; rename the file to {one_line(name)}, or delete it"
         )
     return promoted
 

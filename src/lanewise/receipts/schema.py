@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.flops import ComponentFlops as ComponentFlops
 from lanewise.receipts.flops import Flops as Flops
+from lanewise.receipts.goodput import BADPUT_CATEGORIES as BADPUT_CATEGORIES
+from lanewise.receipts.goodput import Goodput as Goodput
+from lanewise.receipts.goodput import GoodputByRank as GoodputByRank
+from lanewise.receipts.goodput import RankRange as RankRange
 from lanewise.receipts.profile import BackendVersions, LedgerMark, StepProfile
 from lanewise.receipts.record import Digest as Digest
 from lanewise.receipts.record import FiniteOrNull as FiniteOrNull
@@ -36,6 +40,7 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks": "1.1.0",
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
+        "goodput_by_rank": "1.2.0",
         "profile": "1.2.0",
         "backend_versions": "1.2.0",
         "ledger": "1.2.0",
@@ -52,23 +57,6 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
     }
 )
 """Optional fields of a receipt → the version that brought them; older receipts lack them and need no reason for that."""
-
-BADPUT_CATEGORIES: tuple[str, ...] = (
-    "device_init",
-    "training_prep",
-    "compile",
-    "autotune",
-    "graph_capture",
-    "data_wait",
-    "checkpoint_save",
-    "checkpoint_restore",
-    "eval",
-    "gc",
-    "profiler",
-    "disruption",
-    "turn_wait",
-)
-"""Named badput. `turn_wait` is a lockstep arm waiting for its turn; `other` is computed, never a span."""
 
 
 class Producer(Record):
@@ -178,21 +166,6 @@ class Throughput(Record):
     tokens_per_second_per_device: float | None
     tokens_real: NonNegativeInt
     tokens_padded: NonNegativeInt
-
-
-class Goodput(Record):
-    """A partition of wall time: training steps + named badput + other = wall."""
-
-    wall_duration_seconds: Seconds
-    step_seconds: Seconds
-    goodput_ratio: Annotated[float, Field(ge=0.0)]
-    """step ÷ (wall − turn_wait): waiting for the other arm of a lockstep block is the lab's doing, not the lane's."""
-    badput_seconds: dict[str, float]
-    """Every category of `BADPUT_CATEGORIES` plus `other` (computed, may be negative, then the receipt is invalid)."""
-    overlapped_seconds: Seconds | None = None
-    """Badput hidden behind device work; null where nothing can overlap or it is not measured."""
-    observer_seconds: Seconds | None = None
-    """What the accounting itself cost; null in a run that does not measure it."""
 
 
 class CompileRecord(Record):
@@ -339,6 +312,8 @@ class RunReceipt(Record):
     timing: Timing
     throughput: Throughput
     goodput: Goodput | None
+    goodput_by_rank: GoodputByRank | None = None
+    """All ranks of a run of several processes, folded; null in a run of one."""
     compile: CompileRecord
     memory: Memory
     profile: StepProfile | None = None

@@ -4,6 +4,7 @@
     <root>/receipts/<lane name>/<yyyy-mm>/<digest of the series>.steps.json     sidecar, an artifact of the receipt
     <root>/decisions/<id>.json
     <root>/campaigns/<id>/campaign.json
+    <root>/calibrations/<id>.json
     <root>/ceilings/<machine>-<dtype>-<threads>t.json                           what a machine does at best
     <root>/index.sqlite                                                         rebuildable, never the truth
 
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from lanewise.errors import LanewiseError, ReceiptError, StoreError
 from lanewise.receipts import ceilings, files
+from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.document import (
     RecordT,
@@ -102,6 +104,11 @@ class Store:
     def write_campaign(self, campaign: CampaignRecord) -> str:
         """Write the state of a campaign, replacing its earlier state; returns its location."""
         return self._write(f"{self.campaign_folder(campaign.campaign_id)}/campaign.json", campaign)
+
+    def write_calibration(self, calibration: CalibrationRecord) -> str:
+        """Write a calibration, replacing an earlier state of the same one; returns its location."""
+        name = _safe_name("calibration_id", calibration.calibration_id)
+        return self._write(f"{self.root}/calibrations/{name}.json", calibration)
 
     def write_ceilings(self, record: ceilings.CeilingRecord) -> str:
         """Write what a machine does at best, replacing an earlier measurement of the same; returns its location."""
@@ -182,6 +189,17 @@ class Store:
         """Every campaign of the store; `problems` as in `iter_receipts`."""
         yield from self._iterate(self.campaign_files(), _parse_campaign, problems)
 
+    def read_calibration(self, calibration_id: str) -> CalibrationRecord:
+        """Read a calibration by its id or a path."""
+        found = self.calibration_files()
+        return self._read_named(CalibrationRecord, "calibration", calibration_id, found)
+
+    def iter_calibrations(
+        self, problems: list[LanewiseError] | None = None
+    ) -> Iterator[CalibrationRecord]:
+        """Every calibration of the store; `problems` as in `iter_receipts`."""
+        yield from self._iterate(self.calibration_files(), _parse_calibration, problems)
+
     def receipt_files(self) -> list[FileStamp]:
         """The receipt files, named relative to the root; sidecars are left out."""
         return files.list_json(self.root, "receipts", but_not=STEPS_SUFFIX)
@@ -189,6 +207,10 @@ class Store:
     def decision_files(self) -> list[FileStamp]:
         """The decision files, named relative to the root."""
         return files.list_json(self.root, "decisions")
+
+    def calibration_files(self) -> list[FileStamp]:
+        """The calibration files, named relative to the root."""
+        return files.list_json(self.root, "calibrations")
 
     def indexed_files(self, found: files.FoldersFound) -> list[FileStamp]:
         """Receipt and decision files of folders that `found` does not know to be unchanged; all of a remote store."""
@@ -342,6 +364,10 @@ def _parse_decision(content: bytes, where: str) -> Decision:
 
 def _parse_campaign(content: bytes, where: str) -> CampaignRecord:
     return parse_record(CampaignRecord, content, where)
+
+
+def _parse_calibration(content: bytes, where: str) -> CalibrationRecord:
+    return parse_record(CalibrationRecord, content, where)
 
 
 def _safe_name(what: str, name: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lanewise.errors import LanewiseError
 from lanewise.receipts import files
-from lanewise.receipts.decision import CampaignRecord, Decision
+from lanewise.receipts.calibration import CalibrationBlock, CalibrationRecord
+from lanewise.receipts.decision import BlockRecord, CampaignRecord, Decision
 from lanewise.receipts.document import RecordT, parse_json, parse_receipt, parse_record, short
 from lanewise.receipts.migrate import parse_version
 from lanewise.receipts.schema import BADPUT_CATEGORIES, FIELDS_SINCE, Goodput, RunReceipt
@@ -94,7 +95,7 @@ def _is_newer(path: str, body: Mapping[str, Any]) -> bool:
 
 
 def store_faults(store: Store) -> Iterator[tuple[str, list[str]]]:
-    """Check every receipt, decision and campaign of a store.
+    """Check every receipt, decision, campaign and calibration of a store.
 
     Yields:
         Location and faults of each file, sound ones included.
@@ -110,6 +111,9 @@ def store_faults(store: Store) -> Iterator[tuple[str, list[str]]]:
     for file in sorted(store.campaign_files()):
         location = f"{store.root}/{file.name}"
         yield location, campaign_file_faults(location)
+    for file in sorted(store.calibration_files()):
+        location = f"{store.root}/{file.name}"
+        yield location, calibration_file_faults(location, known)
 
 
 def record_file_faults(location: str, store: Store) -> list[str]:
@@ -123,9 +127,10 @@ def record_file_faults(location: str, store: Store) -> list[str]:
         kind = parse_json(files.read_bytes(location), location).get("kind")
     except (FileNotFoundError, LanewiseError):
         kind = None
-    if kind == "decision":
+    if kind in ("decision", "noise_calibration"):
         known = {f"sha256:{file.stem}" for file in store.receipt_files()}
-        return decision_file_faults(location, known)
+        check = decision_file_faults if kind == "decision" else calibration_file_faults
+        return check(location, known)
     return campaign_file_faults(location) if kind == "campaign" else receipt_file_faults(location)
 
 
@@ -134,11 +139,22 @@ def decision_file_faults(location: str, known_receipts: set[str]) -> list[str]:
     decision = _read(Decision, location)
     if not isinstance(decision, Decision):
         return [decision]
+    return _absent_receipts(decision.blocks, known_receipts)
+
+
+def calibration_file_faults(location: str, known_receipts: set[str]) -> list[str]:
+    """Every fault of a calibration file, cited receipts that are not in the store among them."""
+    calibration = _read(CalibrationRecord, location)
+    if not isinstance(calibration, CalibrationRecord):
+        return [calibration]
+    return _absent_receipts(calibration.blocks, known_receipts)
+
+
+def _absent_receipts(
+    blocks: Sequence[BlockRecord | CalibrationBlock], known_receipts: set[str]
+) -> list[str]:
     cited = {
-        receipt_id
-        for block in decision.blocks
-        for arm in block.receipts.values()
-        for receipt_id in arm
+        receipt_id for block in blocks for arm in block.receipts.values() for receipt_id in arm
     }
     absent = sorted(cited - known_receipts)
     if not absent:

@@ -2,7 +2,8 @@
 
     <directory>/step-00000100/      model, optimizer and random state (torch.distributed.checkpoint)
                               lane.json          the lane and its tokenizer (`train.saved`)
-                              progress.json      step, loader state, totals, lane digest; written last
+                              progress.json      step, loader state, totals, lane digest
+                              checksums.json     SHA-256 of all others; written last (`train.checksums`)
     <directory>/.writing-…          a checkpoint being written; one found later is a leftover and is ignored
 
 A checkpoint is written under a temporary name, synced, then renamed, so one that has its name is whole. The last two
@@ -37,6 +38,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from lanewise.errors import StoreError, UsageError
+from lanewise.train.checksums import notes, require_unaltered, write_checksums
 
 FORMAT = 1
 KEEP = 2
@@ -103,6 +105,7 @@ def save(
         for name, content in files.items():
             (writing / name).write_bytes(content)
         (writing / PROGRESS_FILE).write_text(_progress_json(progress), encoding="utf-8")
+        write_checksums(writing)
         for file in writing.iterdir():
             _sync(file)
         _sync(writing)
@@ -138,7 +141,9 @@ def newest(directory: Path) -> Found:
         and entry not in whole
         and (entry.name.startswith(_WRITING_PREFIX) or _NAME.fullmatch(entry.name))
     ]
-    return Found(path=whole[-1] if whole else None, messages=tuple(messages))
+    if not whole:
+        return Found(path=None, messages=tuple(messages))
+    return Found(path=whole[-1], messages=(*messages, *notes(whole[-1])))
 
 
 def load(
@@ -147,7 +152,7 @@ def load(
     """Restore model, optimizer and random state in place.
 
     Raises:
-        UsageError: it belongs to another lane, or cannot be read.
+        UsageError: it belongs to another lane, cannot be read, or was altered.
     """
     progress = read_progress(path)
     if progress.lane_digest != lane_digest:
@@ -155,6 +160,7 @@ def load(
             f"checkpoint {path.name} belongs to lane {progress.lane_digest[:19]}…, this run is "
             f"{lane_digest[:19]}…; resume with the same lane and --set, or give another --checkpoint-dir"
         )
+    require_unaltered(path)
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {
         "model": model_state,
@@ -182,9 +188,10 @@ def load_weights(path: Path, *, model: nn.Module) -> Progress:
     """Restore the model alone, in place, e.g. to generate text.
 
     Raises:
-        UsageError: it cannot be read, or the model has other weights.
+        UsageError: it cannot be read, was altered, or the model has other weights.
     """
     progress = read_progress(path)
+    require_unaltered(path)
     state = {"model": get_model_state_dict(model)}
     try:
         with _single_process():

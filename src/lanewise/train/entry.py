@@ -37,8 +37,8 @@ class Connection(Protocol):
     def recv(self) -> Any:
         """Wait for one message; `EOFError` when the other end is gone."""
 
-    def poll(self, timeout: float = 0.0, /) -> bool:
-        """Whether a message (or the end) can be received."""
+    def poll(self, timeout: float | None = 0.0, /) -> bool:
+        """Whether a message (or the end) can be received, waited for that long; None waits for it however long."""
 
     def close(self) -> None:
         """Close this end."""
@@ -213,19 +213,22 @@ def _lockstep(run: Run, connection: Connection) -> Mapping[str, Any]:
     """Take steps when told to; returns the `finish` command."""
     while True:
         with run.goodput.span("turn_wait"):
-            message = next_command(connection)
+            connection.poll(None)
+            with run.log.protocol():
+                message = next_command(connection)
         if message["command"] == "finish":
             return message
         results = [run.step() for _ in range(int(message["count"]))]
-        connection.send(
-            {
-                "event": "stepped",
-                "duration_seconds": [result.duration_seconds for result in results],
-                "loss": [result.loss for result in results],
-                "tags": [list(result.tags) for result in results],
-                "device_bytes": run.device_bytes,
-            }
-        )
+        with run.log.protocol():
+            connection.send(
+                {
+                    "event": "stepped",
+                    "duration_seconds": [result.duration_seconds for result in results],
+                    "loss": [result.loss for result in results],
+                    "tags": [list(result.tags) for result in results],
+                    "device_bytes": run.device_bytes,
+                }
+            )
 
 
 def _sequential(run: Run, steps: int, connection: Connection) -> Mapping[str, Any]:

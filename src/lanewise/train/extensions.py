@@ -10,6 +10,7 @@ from lanewise.lane.index_layers import index_layers
 from lanewise.lane.schema import ModelSpec
 from lanewise.receipts.extension_keys import INITIAL_WEIGHTS_KEY as INITIAL_WEIGHTS_KEY
 from lanewise.receipts.extension_keys import PROTOCOL_KEY
+from lanewise.receipts.instruments import OBSERVER_KEY, PLANTED_KEY, ObserverCost, PlantedRecord
 from lanewise.train.process import ALLOCATOR_KEY, HUGE_PAGES_KEY, huge_pages
 from lanewise.train.routing_receipt import IDS_DIGEST_KEY
 
@@ -25,6 +26,8 @@ def extensions(
     losses: Mapping[str, Any],
     routing_ids_digest: str | None,
     initial_weights: Mapping[str, str | int] | None,
+    observer: ObserverCost | None,
+    planted: PlantedRecord | None,
 ) -> dict[str, Any]:
     """The extensions of a run's receipt; a key with nothing to say is left out.
 
@@ -35,6 +38,8 @@ def extensions(
         losses: entries of `loss_record.loss_extensions`.
         routing_ids_digest: of the routing that was recorded or followed, or None.
         initial_weights: of which checkpoint step 0 started, or None.
+        observer: what observing the run cost, or None.
+        planted: the delay of a positive control, or None.
     """
     found: dict[str, Any] = {ALLOCATOR_KEY: host_allocator, HUGE_PAGES_KEY: huge_pages(), **losses}
     if protocol:
@@ -48,4 +53,8 @@ def extensions(
         found[IDS_DIGEST_KEY] = routing_ids_digest
     if initial_weights is not None:
         found[INITIAL_WEIGHTS_KEY] = dict(initial_weights)
+    if observer is not None:
+        found[OBSERVER_KEY] = observer.model_dump(mode="json")
+    if planted is not None:
+        found[PLANTED_KEY] = planted.model_dump(mode="json")
     return found

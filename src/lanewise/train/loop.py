@@ -94,12 +94,15 @@ class TrainingLoop:
         isolate_documents: whether the model is told which document each token belongs to.
         graphs_compiled: reads how many graphs torch.compile has built, to tag steps that compile; None when it is off.
         replay_routing: gives the routing that every step follows; None lets the model choose.
+        delay: called at the end of every step with the clock's reading at its start; None waits for nothing.
         clock: monotonic nanoseconds.
         gc_interval_steps: steps between two collections.
 
     Attributes:
         next_step: number of the coming step.
+        accumulation_steps: micro-batches per optimizer step.
         record_routing: told the routing of every step; None records nothing.
+        readout_ns: time spent, outside of any step's duration, on reading out what the steps did.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class TrainingLoop:
         isolate_documents: bool = False,
         graphs_compiled: Callable[[], int] | None = None,
         replay_routing: RoutingReader | None = None,
+        delay: Callable[[int], None] | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         gc_interval_steps: int = GC_INTERVAL_STEPS,
     ) -> None:
@@ -123,7 +127,7 @@ class TrainingLoop:
         self.loader = loader
         self.next_step = 0
         self._spec = spec
-        self._accumulation_steps = accumulation_steps
+        self.accumulation_steps = accumulation_steps
         self._goodput = goodput
         self._measure = measure
         self._isolate_documents = isolate_documents
@@ -131,6 +135,8 @@ class TrainingLoop:
         self.record_routing: RoutingWriter | None = None
         self._replay_routing = replay_routing
         self._routing_source: RoutingSource | None = replay_routing
+        self._delay = delay
+        self.readout_ns = 0
         self._clock = clock
         self._gc_interval_steps = gc_interval_steps
         self._pending_tags: list[str] = []
@@ -151,7 +157,7 @@ class TrainingLoop:
         with self._goodput.span("step"):
             set_learning_rate(self.optimizer, learning_rate(step, self._spec))
             losses: list[Loss] = []
-            to_follow: Sequence[MicroBatchIds | None] = [None] * self._accumulation_steps
+            to_follow: Sequence[MicroBatchIds | None] = [None] * self.accumulation_steps
             if self._routing_source is not None:
                 wait_start_ns = self._clock()
                 with self._goodput.span("data_wait"):
@@ -173,15 +179,17 @@ class TrainingLoop:
                 with self._goodput.span("gc"):
                     gc.collect(1)
                 tags.append("gc")
-        duration_ns = self._clock() - start_ns
+            if self._delay is not None:
+                self._delay(start_ns)
+        end_ns = self._clock()
         if self._graphs_compiled() != graphs_before:
             tags.append("compile")
         if self.record_routing is not None:
             self.record_routing.write(step, [loss.expert_ids for loss in losses])
         self.next_step = step + 1
-        return StepResult(
+        result = StepResult(
             step=step,
-            duration_seconds=duration_ns / 1e9,
+            duration_seconds=(end_ns - start_ns) / 1e9,
             data_wait_seconds=data_wait_ns / 1e9,
             loss=loss,
             grad_norm=grad_norm.item() if self._measure and grad_norm is not None else None,
@@ -194,6 +202,8 @@ class TrainingLoop:
             # The device is idle since the loss was read, so this transfer waits for nothing.
             layer_losses=_read_layers(losses) if self._measure else {},
         )
+        self.readout_ns += self._clock() - end_ns
+        return result
 
     def untimed_step(self) -> None:
         """One more step that neither goodput nor the step count sees, for profiling at the end of a run."""
@@ -233,7 +243,7 @@ class TrainingLoop:
             expert_ids=expert_ids,
             step=self.next_step,
         )
-        torch.autograd.backward(loss.total / self._accumulation_steps)
+        torch.autograd.backward(loss.total / self.accumulation_steps)
         return loss.detach()
 
     def _clip(self) -> Tensor | None:

@@ -1,11 +1,13 @@
-"""Peak memory of a run, as its receipt states it."""
+"""Peak memory of a run as its receipt states it, and why the switches of observability leave fields null."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from lanewise.lane.schema import ObservabilitySpec
 from lanewise.receipts.schema import Memory
 from lanewise.train.meters import NO_MEMORY, Meters
+from lanewise.train.routing_receipt import LOAD_FIELDS
 
 SHARED = "another run shared the process"
 
@@ -58,3 +60,22 @@ def memory_record(
     counted = [name for name in COUNTERS if getattr(record, name) is not None]
     missing |= {f"memory.{name}": SHARED for name in counted}
     return record.model_copy(update=dict.fromkeys(counted))
+
+
+def explain_switches(
+    watched: ObservabilitySpec, missing: dict[str, str], *, has_experts: bool
+) -> None:
+    """Say of every field that a switch leaves null which one it was.
+
+    Args:
+        watched: the lane's switches.
+        missing: reasons for nulls by dotted path; added to.
+        has_experts: whether the lane has E layers, whose loads are measured.
+    """
+    if not watched.measurements:
+        reason = SWITCHED_OFF.format("measurements")
+        missing["numerics.grad_norm_last"] = reason
+        if has_experts:
+            missing.update(dict.fromkeys(LOAD_FIELDS, reason))
+    if not watched.goodput:
+        missing["goodput"] = SWITCHED_OFF.format("goodput")

@@ -33,9 +33,9 @@ OPTIMIZER_OP = "optimizer_step"
 def profile_run(
     request: RunRequest,
     loop: TrainingLoop,
-    *,
     ops: OpSet,
     goodput: GoodputClock,
+    *,
     aborted: str | None,
     missing: dict[str, str],
 ) -> StepProfile | None:

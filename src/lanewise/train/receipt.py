@@ -21,6 +21,7 @@ from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice
 from lanewise.receipts.environment import environment_digest
 from lanewise.receipts.failures import Failure
+from lanewise.receipts.instruments import ObserverCost
 from lanewise.receipts.profile import BackendVersions, StepProfile
 from lanewise.receipts.schema import (
     BackendRecord,
@@ -29,6 +30,7 @@ from lanewise.receipts.schema import (
     Environment,
     FeatureRecord,
     Goodput,
+    GoodputByRank,
     LaneIdentity,
     Machine,
     Memory,
@@ -46,6 +48,7 @@ from lanewise.train.extensions import extensions
 from lanewise.train.failure import Measured, failure_of_checks
 from lanewise.train.flops_receipt import flops_record, tokens_per_step
 from lanewise.train.loss_record import loss_extensions
+from lanewise.train.planted import planted_record
 from lanewise.train.profile import ledger_marks
 from lanewise.train.readings import Readings
 from lanewise.train.request import RunRequest
@@ -85,6 +88,8 @@ class RunFacts:
         aborted: None when all steps were taken, else why not.
         failure: what stopped it, if the run knows; failed checks name their own.
         ceiling: measured matmul ceiling of this machine, if the store has one.
+        observer: what observing cost; None where it is not accounted.
+        goodput_by_rank: all ranks' goodput, folded by `measure.ranks.fold_ranks`; None in a run of one process.
     """
 
     request: RunRequest
@@ -112,6 +117,8 @@ class RunFacts:
     aborted: str | None
     failure: Failure | None = None
     ceiling: CitedCeiling | None = None
+    goodput_by_rank: GoodputByRank | None = None
+    observer: ObserverCost | None = None
 
 
 def assemble(facts: RunFacts) -> dict[str, Any]:
@@ -158,6 +165,7 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
         "timing": timing,
         "throughput": _throughput(facts, timing, missing),
         "goodput": facts.goodput,
+        "goodput_by_rank": facts.goodput_by_rank,
         "compile": facts.compile,
         "memory": facts.memory,
         "profile": facts.profile,
@@ -195,6 +203,8 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             ),
             routing_ids_digest=facts.routing_ids_digest,
             initial_weights=facts.initial_weights,
+            observer=facts.observer,
+            planted=planted_record(facts.request),
         ),
     }
 
@@ -326,7 +336,8 @@ def _without_present(missing: Mapping[str, str], facts: RunFacts) -> dict[str, s
     always: dict[str, Any] = {}
     if facts.goodput is not None:
         always["goodput.overlapped_seconds"] = "host time of one thread: spans never overlap"
-        always["goodput.observer_seconds"] = "benchmarks/goodput_cost.py measures it, not a run"
+        if facts.observer is None:
+            always["goodput.observer_seconds"] = "no step was taken"
     if facts.environment.device_model is None:
         always["environment.device_model"] = "no GPU"
         always["environment.device_driver_version"] = "no GPU"

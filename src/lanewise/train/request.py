@@ -25,6 +25,8 @@ A screen's child holds both arms (`PairRequest`, `train/toggle.py`). It differs 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from lanewise.lane.resolved import ResolvedLane
@@ -50,6 +52,8 @@ class RunRequest(Spec):
         experiment: place in a campaign; None for a plain training run.
         protocol: the measurement protocol's parameters, hashed into `protocol_digest`.
         measure_memory: take one profiled step after the timed window to count peak tensor memory.
+        planted_delay_ratio: prolongs every step by this share of its own time, inside the timed step: the positive
+            control of a campaign, whose true effect is known. None plants nothing.
         cores: processors the steps run on; None leaves the process where the system puts it.
         compile_cache_dir: folder for the caches of torch's compilers, this run's alone; None leaves them where they are.
     """
@@ -68,6 +72,7 @@ class RunRequest(Spec):
     experiment: Experiment | None = None
     protocol: dict[str, str | int | float | bool] = Field(default_factory=dict)
     measure_memory: bool = True
+    planted_delay_ratio: Annotated[float, Field(gt=0.0)] | None = None
     cores: tuple[int, ...] | None = None
     compile_cache_dir: str | None = None
 

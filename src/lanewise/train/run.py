@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lanewise.errors import LanewiseError, RunFailed, UsageError
@@ -21,7 +19,6 @@ from lanewise.measure.goodput import GoodputClock
 from lanewise.measure.host import Host, SystemHost
 from lanewise.measure.memory import live_tensors, measure_cpu_step
 from lanewise.measure.steady import RULE, detect_warmup
-from lanewise.measure.steps import StepRecorder
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
@@ -46,14 +43,16 @@ from lanewise.train.failure import (
 from lanewise.train.finished import Finished
 from lanewise.train.flops_receipt import stored_ceiling, tokens_per_step
 from lanewise.train.loop import StepResult, TrainingLoop
-from lanewise.train.memory_receipt import SWITCHED_OFF, memory_record
+from lanewise.train.memory_receipt import explain_switches, memory_record
 from lanewise.train.meters import RESERVE_TAG
+from lanewise.train.observer import observer_cost, with_observer
 from lanewise.train.optim import parameter_groups
+from lanewise.train.planted import planted_delay
 from lanewise.train.profile import backend_versions, profile_run
 from lanewise.train.readings import MachineWatch
 from lanewise.train.receipt import RunFacts, assemble
 from lanewise.train.request import RunRequest
-from lanewise.train.routing_receipt import LOAD_FIELDS
+from lanewise.train.step_log import StepLog
 
 MIN_STEADY_STEPS = 8
 """Least steady steps of a run that detects its own warm-up."""
@@ -75,6 +74,7 @@ class Run:
 
     Attributes:
         goodput: the run's clock.
+        log: what was written down of every step.
         messages: what a person should know about the build, e.g. a half-written checkpoint that was ignored.
     """
 
@@ -100,10 +100,7 @@ class Run:
         watched = self.lane.observability
         self.goodput = GoodputClock(clock, enabled=watched.goodput)
         self.messages: list[str] = []
-        self._recorder = StepRecorder()
-        self._expert_loads: list[np.ndarray] = []
-        self._auxiliary_losses: dict[str, list[float]] = {}
-        self._layer_losses: dict[tuple[int, str], list[float]] = {}
+        self.log = StepLog(clock)
         self._gpu = find_gpu() if resolved.device_type == "cuda" else None
         self._watch = MachineWatch(self._gpu, host or SystemHost(), request)
         self._origin: saved.Origin | None = None
@@ -165,6 +162,7 @@ class Run:
             isolate_documents=lane.data.isolate_documents,
             graphs_compiled=compile_regions.graphs_compiled if compiled else None,
             replay_routing=self._replay,
+            delay=planted_delay(self.request, self._clock),
             clock=self._clock,
         )
         if self.request.resume:
@@ -217,27 +215,14 @@ class Run:
 
     def step(self) -> StepResult:
         """Take one optimizer step and record it."""
+        asked_ns = self._clock()
         self._watch.before_step()
         start_ns = self._clock()
         result = self._loop.step()
-        tags = self._watch.after_step()
-        result = dataclasses.replace(result, tags=(*result.tags, *tags))
-        self._recorder.record(
-            step=result.step,
-            start_seconds=(start_ns - self._start_ns) / 1e9,
-            duration_seconds=result.duration_seconds,
-            data_wait_seconds=result.data_wait_seconds,
-            loss=result.loss,
-            grad_norm=math.nan if result.grad_norm is None else result.grad_norm,
-            tags=result.tags,
-            loss_parts=result.loss_parts,
-        )
-        if result.expert_loads is not None:
-            self._expert_loads.append(result.expert_loads)
-        for name, value in result.auxiliary_losses.items():
-            self._auxiliary_losses.setdefault(name, []).append(value)
-        for layer_and_name, value in result.layer_losses.items():
-            self._layer_losses.setdefault(layer_and_name, []).append(value)
+        ended_ns = self._clock()
+        result = dataclasses.replace(result, tags=(*result.tags, *self._watch.after_step()))
+        self.log.watching_ns += start_ns - asked_ns + self._clock() - ended_ns
+        self.log.take(result, start_seconds=(start_ns - self._start_ns) / 1e9)
         return result
 
     def save_checkpoint(self) -> Path | None:
@@ -283,7 +268,7 @@ class Run:
     def given_warmup(self, *, steps: int, steady: bool, reason: str) -> Warmup:
         """A warm-up decided outside, for both arms of a block."""
         return Warmup(
-            rule=RULE, steps=min(steps, len(self._recorder)), steady=steady, reason=reason
+            rule=RULE, steps=min(steps, len(self.log.recorder)), steady=steady, reason=reason
         )
 
     def give_up(self, error: Exception) -> Exception:
@@ -295,7 +280,8 @@ class Run:
         failure = failure_of(
             error,
             circumstances(
-                step=self.next_step if self._recorder else None, compiled=self._compile_record({})
+                step=self.next_step if self.log.recorder else None,
+                compiled=self._compile_record({}),
             ),
         )
         line = in_words(failure, error)
@@ -329,6 +315,7 @@ class Run:
         readings = self._watch.close(host)  # before anything else makes the machine busy
         missing = dict(readings.missing)
         observations = dict(self.ops.observed())
+        observer = observer_cost(self.log, self.goodput, self._loop, observations)
         watched = self.lane.observability
         memory = memory_record(
             missing,
@@ -340,20 +327,9 @@ class Run:
             peak_tensor_bytes=self._peak_tensor_bytes,
         )
         profile = profile_run(
-            self.request,
-            self._loop,
-            ops=self.ops,
-            goodput=self.goodput,
-            aborted=aborted,
-            missing=missing,
+            self.request, self._loop, self.ops, self.goodput, aborted=aborted, missing=missing
         )
-        if not watched.measurements:
-            reason = SWITCHED_OFF.format("measurements")
-            missing["numerics.grad_norm_last"] = reason
-            if "moe_experts" in self.ops.choices:
-                missing |= dict.fromkeys(LOAD_FIELDS, reason)
-        if not watched.goodput:
-            missing["goodput"] = SWITCHED_OFF.format("goodput")
+        explain_switches(watched, missing, has_experts="moe_experts" in self.ops.choices)
         machine = collect_machine(self.request.resolved.machine_class, gpu=self._gpu)
         body = assemble(
             RunFacts(
@@ -361,12 +337,13 @@ class Run:
                 created_at=self._created_at,
                 choices=self.ops.choices,
                 observations=observations,
-                recorder=self._recorder,
-                expert_loads=self._expert_loads,
-                auxiliary_losses=self._auxiliary_losses,
-                layer_losses=self._layer_losses,
+                recorder=self.log.recorder,
+                expert_loads=self.log.expert_loads,
+                auxiliary_losses=self.log.auxiliary_losses,
+                layer_losses=self.log.layer_losses,
                 warmup=warmup or self._detect_warmup(),
-                goodput=self.goodput.summary(),
+                goodput=with_observer(self.goodput.summary(), observer),
+                observer=observer,
                 compile=self._compile_record(missing),
                 memory=memory,
                 profile=profile,
@@ -386,14 +363,14 @@ class Run:
                 ceiling=stored_ceiling(self.request, machine, self._created_at),
             )
         )
-        steps = self._recorder.series() if watched.temporal_perf else None
+        steps = self.log.recorder.series() if watched.temporal_perf else None
         receipt_id, location = Store(self.request.store_root).write_receipt(body, steps=steps)
         return Finished(receipt=RunReceipt(receipt_id=receipt_id, **body), location=location)
 
     def _detect_warmup(self) -> Warmup:
         return detect_warmup(
-            self._recorder.durations_seconds,
-            tagged=self._recorder.tagged("compile", RESERVE_TAG),
+            self.log.recorder.durations_seconds,
+            tagged=self.log.recorder.tagged("compile", RESERVE_TAG),
             min_steady=MIN_STEADY_STEPS,
         )
 

@@ -23,6 +23,7 @@ from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.train import checkpoint
+from lanewise.train.checksums import notes
 from lanewise.train.data.token_facts import token_facts
 from lanewise.train.data.tokens import BYTES, JsonTokenizer, Tokenizer, load_tokenizer
 
@@ -184,7 +185,7 @@ def check_switches(path: Path, resolved: ResolvedLane) -> None:
 def _find(folder: Path) -> tuple[Path, tuple[str, ...]]:
     # A checkpoint is known by its name, which `.` and a link do not show.
     if checkpoint.is_whole(folder.resolve()):
-        return folder.resolve(), ()
+        return folder.resolve(), notes(folder.resolve())
     found = checkpoint.newest(folder)
     if found.path is None:
         why = "; ".join(found.messages)

@@ -62,8 +62,16 @@ def test_a_campaign_keeps_its_environment():
     assert constancy(second, first).faults[0].text == (
         "environment changed since block 1 (environment.packages.torch 2.13.0 → 2.12.0)"
     )
-    moved = block(both={"machine.instance_digest": sha("other")}, number=2)
-    assert constancy(moved, first).faults[0].text == "machine changed since block 1"
+    moved = block(both={"machine.class_digest": sha("other")}, number=2)
+    assert constancy(moved, first).faults[0].text == "machine class changed since block 1"
+    assert constancy(block(both={"machine.instance_digest": sha("other")}, number=2), first).ok
+
+
+def test_a_block_on_two_machines(arms):
+    crossed = comparability(block({"machine.instance_digest": sha("other")}), arms)
+    assert [fault.text for fault in crossed.faults] == [
+        "the block was run on two machines; a block never crosses one"
+    ]
 
 
 def test_receipts_of_another_visit():

@@ -81,23 +81,29 @@ def receipt_checks(block: BlockEvidence, *, covered: frozenset[str]) -> Gate:
 def comparability(block: BlockEvidence, arms: Arms) -> Gate:
     """All visits share lane, protocol, environment, data and machine class; only the declared features differ."""
     control, *others = [receipt for _arm, receipt in visits(block)]
-    faults = tuple(
+    faults = [
         Fault(text=f"the arms are not comparable: {listed}", structural=True)
         for other in others
         if (listed := _listed(control, other, arms))
-    )
+    ]
+    if any(r.machine.instance_digest != control.machine.instance_digest for r in others):
+        crossed = "the block was run on two machines; a block never crosses one"
+        faults.append(Fault(text=crossed, structural=True))
     return Gate(
         name="comparable",
         rule="digests of lane, protocol, environment, data and machine class match, and the arms differ in the "
         "declared features alone",
         received="only declared features differ: " + (", ".join(sorted(arms.declared)) or "none"),
-        faults=faults,
+        faults=tuple(faults),
     )
 
 
 def constancy(block: BlockEvidence, reference: BlockEvidence | None) -> Gate:
-    """Software, data and machine are those of the campaign's first block."""
-    rule = "environment, data and machine are those of the campaign's first block"
+    """Software, data and class of machine are those of the campaign's first block.
+
+    Another machine of the same class is no fault: `lab.strata` decides whether its blocks are pooled.
+    """
+    rule = "environment, data and machine class are those of the campaign's first block"
     if reference is None or reference is block:
         return Gate(name="constant", rule=rule, received="this is the first block")
     ours, theirs = block.receipts["A"][0], reference.receipts["A"][0]
@@ -107,8 +113,8 @@ def constancy(block: BlockEvidence, reference: BlockEvidence | None) -> Gate:
         if getattr(ours, field) != getattr(theirs, field):
             changed.append(name)
             fields += named_differences(theirs, ours, field)
-    if ours.machine.instance_digest != theirs.machine.instance_digest:
-        changed.append("machine")
+    if ours.machine.class_digest != theirs.machine.class_digest:
+        changed.append("machine class")
     since = reference.entry.block
     if not changed:
         return Gate(name="constant", rule=rule, received=f"the same as in block {since}")

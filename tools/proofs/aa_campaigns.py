@@ -1,0 +1,137 @@
+"""Twenty real A/A campaigns on the tiny lane: how many call a difference, and how wide each one's margin is."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+
+from scipy.stats import binom
+
+from lanewise.lab.calibrate import CalibrateOptions, calibrate
+from lanewise.lab.calibration import Trials
+from lanewise.lab.prepare import CampaignOptions
+from lanewise.lab.session import Lab
+from lanewise.measure.boundary import plan_boundary
+from lanewise.measure.looks import Question, walk
+from lanewise.receipts.calibration import CalibrationRecord
+from lanewise.receipts.decision import Verdict
+from tools.proofs import Claim, Proof
+from tools.proofs.real_lab import real_lab, tiny_campaign
+
+CAMPAIGNS = 20
+BLOCKS = 16
+CAMPAIGN_SECONDS = 240.0
+LARGEST_MARGIN = 0.04
+
+MOST_CALLS_P = 0.98
+"""20 honest campaigns at 5 % call at most 3 differences with this probability."""
+
+
+def run(scale: float) -> Proof:
+    """The proof on this machine; at scale 1 about 80 minutes on two quiet cores."""
+
+    def lab(number: int) -> Lab:
+        # A store of its own for each, so that none is pooled with another.
+        return real_lab(f"{root}/{number}")
+
+    with tempfile.TemporaryDirectory() as root:
+        return prove(
+            scale,
+            lab,
+            lambda number: tiny_campaign(budget_seconds=CAMPAIGN_SECONDS, seed=number),
+        )
+
+
+def prove(
+    scale: float, lab: Callable[[int], Lab], campaign: Callable[[int], CampaignOptions]
+) -> Proof:
+    """The same with labs and campaigns of the caller's; both are given the number of the campaign."""
+    started = time.monotonic()
+    count = max(2, round(CAMPAIGNS * scale))
+    blocks = BLOCKS if scale >= 0.5 else 8
+    records = []
+    for number in range(count):
+        # False-positive rates of each are not what is asked here; one trial keeps them out of the way.
+        asked = CalibrateOptions(
+            campaign=campaign(number), blocks=blocks, trials=Trials(single=1, looks=1)
+        )
+        record = calibrate(lab(number), asked).calibration
+        assert record is not None, "nobody interrupts a proof"
+        records.append(record)
+    alone = [record.bias_p < 0.05 for record in records]
+    looked = [_called_at_looks(record) for record in records]
+    allowed = int(binom.ppf(MOST_CALLS_P, count, 0.05))
+    widest = max(math.expm1(record.margin.log_value) for record in records)
+    return Proof(
+        name="aa_campaigns",
+        title="A/A campaigns on nam56r-tiny",
+        counts={"campaigns": count, "blocks": sum(record.num_blocks for record in records)},
+        claims=(
+            _calls(
+                "the t test over all blocks of an A/A campaign calls a difference", alone, allowed
+            ),
+            _calls("the planned looks at the same blocks call a difference", looked, allowed),
+            Claim(
+                text="the margin δ of every campaign",
+                measured=f"largest {widest:.2%}",
+                required=f"at most {LARGEST_MARGIN:.0%}",
+                holds=widest <= LARGEST_MARGIN,
+            ),
+            _no_common_bias(records),
+        ),
+        seconds=time.monotonic() - started,
+        tables={"A/A campaigns": _table(records, alone, looked)},
+    )
+
+
+def _called_at_looks(record: CalibrationRecord) -> bool:
+    contrasts = [block.contrast_log for block in record.blocks]
+    question = Question(boundary=plan_boundary(len(contrasts)), margin_log=0.0)
+    return walk(contrasts, question)[-1].verdict in (Verdict.FASTER, Verdict.SLOWER)
+
+
+def _calls(text: str, called: Sequence[bool], allowed: int) -> Claim:
+    return Claim(
+        text=text,
+        measured=f"{sum(called)} of {len(called)}",
+        required=f"at most {allowed} of {len(called)}",
+        holds=sum(called) <= allowed,
+    )
+
+
+def _no_common_bias(records: Sequence[CalibrationRecord]) -> Claim:
+    """A bias that each campaign is too small to see adds up over all of them."""
+    means = [record.bias_log for record in records]
+    error = stdev(means) / math.sqrt(len(means))
+    mean = fmean(means)
+    return Claim(
+        text="the mean over all campaigns, which would show a bias too small for one",
+        measured=f"{mean:+.3%} ± {error:.3%} (standard error)",
+        required="within 3 standard errors of 0",
+        holds=abs(mean) <= 3 * error,
+    )
+
+
+def _table(
+    records: Sequence[CalibrationRecord], alone: Sequence[bool], looked: Sequence[bool]
+) -> list[list[str]]:
+    rows = [["campaign", "blocks", "block SD", "mean", "95 % interval", "p", "δ", "called"]]
+    for number, record in enumerate(records, start=1):
+        low, high = record.bias_interval.low, record.bias_interval.high
+        words = [word for word, hit in (("t test", alone), ("looks", looked)) if hit[number - 1]]
+        rows.append(
+            [
+                str(number),
+                str(record.num_blocks),
+                f"{math.expm1(record.block_sd_log):.2%}",
+                f"{math.expm1(record.bias_log):+.2%}",
+                f"[{math.expm1(low):+.2%}, {math.expm1(high):+.2%}]",
+                f"{record.bias_p:.3f}",
+                f"{math.expm1(record.margin.log_value):.2%}",
+                ", ".join(words) or "no",
+            ]
+        )
+    return rows
