@@ -13,7 +13,7 @@ from lanewise.lane.load import load_lane
 from lanewise.receipts.instruments import PLANTED_KEY
 from lanewise.receipts.schema import StepSeries
 from lanewise.receipts.store import Store
-from lanewise.train.request import RunRequest
+from lanewise.train.request import PairRequest, RunRequest
 from tests.receipts.factory import make_body, make_receipt, sha
 
 MACHINE = "cpu-x86_64-2c"
@@ -175,6 +175,69 @@ class FakeEndpoint:
         )
 
 
+class FakePair:
+    """One process that holds both arms of a screen."""
+
+    def __init__(self, request: PairRequest, world: "World", pid: int) -> None:
+        self.request, self.pid = request, pid
+        self.world = world
+        self.arms = {
+            "A": FakeEndpoint(request=request.control, world=world, pid=pid),
+            "B": FakeEndpoint(request=request.treated, world=world, pid=pid),
+        }
+        self.closed = False
+        self.aborted = False
+        ready = [arm.queue.pop(0) for arm in self.arms.values()]
+        self.queue = [next((m for m in ready if m["event"] == "failed"), ready[0])]
+
+    @property
+    def died(self) -> int | None:
+        return next((arm.died for arm in self.arms.values() if arm.died is not None), None)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        if self.died is not None:
+            raise BrokenPipeError
+        if message["command"] == "turns":
+            stepped = [self._turn(letter) for letter in message["order"]]
+            if None not in stepped:
+                joined = {
+                    key: [one[key][0] for one in stepped]
+                    for key in ("duration_seconds", "loss", "tags")
+                }
+                self.queue.append({"event": "stepped", **joined})
+        elif message["command"] == "finish":
+            written = {}
+            for name, arm in self.arms.items():
+                arm.send(message)
+                written[name] = arm.queue.pop(0)["receipt_id"]
+            validity = dict.fromkeys(written, "valid")
+            self.queue.append({"event": "finished", "receipts": written, "validity": validity})
+        else:
+            self.aborted = True
+
+    def _turn(self, letter: str) -> dict[str, Any] | None:
+        arm = self.arms[letter]
+        if self.died is not None:
+            return None
+        arm.send({"command": "step", "count": 1})
+        return arm.queue.pop(0) if arm.queue else None
+
+    def receive(self, timeout_seconds: float) -> Mapping[str, Any]:
+        if self.queue:
+            return self.queue.pop(0)
+        if self.died is not None:
+            raise EOFError
+        self.world.clock.spend(timeout_seconds)
+        raise TimeoutError
+
+    def resident_bytes(self) -> int | None:
+        return 2 * self.world.script.resident_bytes
+
+    def close(self, grace_seconds: float) -> int | None:
+        self.closed = True
+        return 0 if self.died is None else self.died
+
+
 def receipt_changes(request: RunRequest, script: Script, losses: list[float]) -> dict[str, Any]:
     resolved = request.resolved
     assert request.experiment is not None
@@ -250,15 +313,16 @@ class World:
     clock: FakeClock = field(default_factory=FakeClock)
     free_bytes: int | None = 8 * 2**30
     events: list[Any] = field(default_factory=list)
-    endpoints: list[FakeEndpoint] = field(default_factory=list)
+    endpoints: list[Any] = field(default_factory=list)
     turns: list[tuple[str, int]] = field(default_factory=list)
     now: str = "2026-11-23T10:00:00Z"
     conditions: Callable[[str, int], Conditions] = fake_conditions
     host: Any = None
     tokens: list[str] = field(default_factory=lambda: [f"t{n}" for n in range(20, 0, -1)])
 
-    def launch(self, request: RunRequest) -> FakeEndpoint:
-        endpoint = FakeEndpoint(request=request, world=self, pid=1000 + len(self.endpoints))
+    def launch(self, request: RunRequest | PairRequest) -> FakeEndpoint | FakePair:
+        kind = FakePair if isinstance(request, PairRequest) else FakeEndpoint
+        endpoint = kind(request=request, world=self, pid=1000 + len(self.endpoints))
         self.endpoints.append(endpoint)
         return endpoint
 

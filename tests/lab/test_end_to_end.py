@@ -117,3 +117,40 @@ def test_arms_that_promise_the_same_mathematics_keep_it(result, store):
             assert abs(one[step] - other[step]) <= allowed
     mamba, _noise = result.decisions
     assert mamba.verdict is not Verdict.INVALID or "no steady state" in mamba.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("design", ["toggle", "plackett-burman"])
+def test_a_screen_of_real_processes_completes(tmp_path, design):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the quick brown fox jumps over the lazy dog\n" * 2000, encoding="utf-8")
+    store = Store(tmp_path / "store")
+    lab = Lab(
+        store=store,
+        launcher=lambda num_threads: ForkServerLauncher(num_threads=num_threads),
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        new_token=lambda: "real",
+        free_memory_bytes=lambda device: None,
+        listen=lambda event: None,
+    )
+    result = lab.screen(
+        options(
+            lane=load_lane("nam56r-tiny", SMALLER),
+            machine_class=detect_machine_class("cpu"),
+            features=("fused_mamba", "fused_moe"),
+            budget_seconds=240.0,
+            data_path=str(corpus),
+        ),
+        design,
+    )
+    assert result.campaign.status == "COMPLETE"
+    assert result.campaign.discarded_blocks == ()
+    for decision in result.decisions:
+        assert decision.mode == "screen"
+        assert decision.observed_ok
+        # A busy machine may never get steady, which is noise; anything else would be a defect.
+        assert decision.verdict is not Verdict.INVALID or "steady" in decision.reason
+    for receipt in store.iter_receipts():
+        failed = {check.name for check in receipt.outcome.checks if not check.ok}
+        assert failed <= {"steady_state"}

@@ -40,8 +40,11 @@ BudgetOption = Annotated[
     str, typer.Option("--budget", metavar="TIME", help="Wall time for everything: 90s, 5m, 1h.")
 ]
 DesignOption = Annotated[
-    Literal["leave-one-out", "add-one"],
-    typer.Option("--design", help="Take each feature out of the full stack, or add it to none."),
+    Literal["leave-one-out", "add-one", "both"],
+    typer.Option(
+        "--design",
+        help="Take each feature out of the full stack, add it to none, or both in the same rounds, which shows interactions.",
+    ),
 ]
 BlockDesignOption = Annotated[
     Literal["lockstep", "sequential"] | None,
@@ -227,7 +230,7 @@ def _options(
     lane: str,
     features: list[str] | None,
     budget: str,
-    design: Literal["leave-one-out", "add-one"],
+    design: Literal["leave-one-out", "add-one", "both"],
     block_design: Literal["lockstep", "sequential"] | None,
     blocks: int | None,
     effect: str | None,
@@ -314,7 +317,7 @@ def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:
     from datetime import UTC, datetime
 
     from lanewise.dash.html import write_report
-    from lanewise.dash.terminal import closing_lines, decision_table
+    from lanewise.dash.terminal import closing_lines, decision_table, interaction_lines
 
     report = write_report(lab.store, result.campaign.campaign_id, now=datetime.now(UTC))
     if as_json:
@@ -327,6 +330,8 @@ def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:
         return
     out = console()
     out.print(decision_table(result.decisions))
+    for text in interaction_lines(result.campaign, result.decisions):
+        out.print(text, soft_wrap=True)
     for line in closing_lines(
         result.campaign, result.decisions, store_root=lab.store.root, report_path=report
     ):

@@ -21,6 +21,7 @@ from lanewise.cli import (
     lane,
     receipt,
     report,
+    screen,
     train,
 )
 from lanewise.errors import LanewiseError
@@ -70,6 +71,7 @@ for group in (
     doctor,
     lane,
     feature,
+    screen,
     ablate,
     calibrate,
     train,

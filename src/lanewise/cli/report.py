@@ -149,12 +149,14 @@ def _print(
     from rich.text import Text
 
     from lanewise.dash.summary import closing_lines, header_lines
-    from lanewise.dash.terminal import decision_table
+    from lanewise.dash.terminal import decision_table, interaction_lines
 
     out = console()
     for line in header_lines(record):
         out.print(Text(line), soft_wrap=True)
     out.print(decision_table(decisions))
+    for text in interaction_lines(record, decisions):
+        out.print(text, soft_wrap=True)
     for line in closing_lines(record, decisions, store_root=root, report_path=location):
         out.print(Text(line), soft_wrap=True)
 

@@ -114,7 +114,7 @@ def _facts(decision: Decision) -> Pairs:
         interval = interval_of(decision)
         spread = "no interval" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
         facts.append(("ratio", f"{e.ratio:.4f} {spread}, treated ÷ control"))
-        facts.append(("blocks", f"{e.num_blocks}, contrast SD {log_percent(e.block_sd_log)}"))
+        facts.append((f"{e.unit}s", f"{e.num_blocks}, contrast SD {log_percent(e.block_sd_log)}"))
         facts += _look_facts(decision)
         facts.append(("detectable", f"≥ {log_percent(e.mde_log)} with 80 % power"))
         if e.sign_flip_p is not None:

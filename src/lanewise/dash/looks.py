@@ -84,7 +84,7 @@ def adjustment_sentence(decisions: Sequence[Decision]) -> str | None:
             "all features at or below 0.05 are right together with 95 %; graduation demands it."
         )
     return (
-        "Verdicts are per feature, each wrong with 5 %. Adjusted p (Benjamini–Hochberg) is the expected share of false "
+        "Adjusted p (Benjamini–Hochberg), called q, is the expected share of false "
         "ones among the features up to it; a screen ranks candidates and proves nothing."
     )
 
@@ -102,7 +102,9 @@ def detection_lines(campaign: CampaignRecord) -> tuple[str, ...]:
         )
         groups.setdefault((boundary_words(feature.boundary), least), []).append(feature.feature)
     return tuple(
-        f"looks {words}" + (f" · finds ≥ {least}" if least else "") + f": {', '.join(features)}"
+        f"looks {words}"
+        + (f" · finds ≥ {least}" if least else "")
+        + f": {', '.join(dict.fromkeys(features))}"
         for (words, least), features in groups.items()
     )
 

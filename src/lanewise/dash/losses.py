@@ -98,7 +98,7 @@ def _chart(decision: Decision, pairs: Sequence[_Pair]) -> LossChart:
     """Curves of every seed above, differences at equal time below: thin for a seed, thick for their mean."""
     words = _words(decision, pairs)
     canvas = Canvas(
-        name=f"loss-{decision.feature}",
+        name=f"loss-{decision.feature}-{decision.design}",
         title=f"Loss over step time, {decision.feature}",
         description=words,
         width=WIDTH,

@@ -14,21 +14,41 @@ from lanewise.dash.costs import anatomy, memory
 from lanewise.dash.decision_view import DecisionView, Pairs, decision_view, log_percent
 from lanewise.dash.evidence import Evidence, compare_environments
 from lanewise.dash.forest import forest
+from lanewise.dash.interactions import (
+    HEAD,
+    additivity_sentence,
+    interaction_chart,
+    interaction_rows,
+    interaction_sentence,
+)
 from lanewise.dash.looks import adjustment_sentence, boundary_words
 from lanewise.dash.losses import LossChart, loss_charts
 from lanewise.dash.rows import Column, columns, rows
 from lanewise.dash.summary import (
     gaps,
     resume_command,
+    stack_sentence,
     tokens_per_step,
     verdict_sentence,
 )
+from lanewise.dash.waterfall import waterfall
 from lanewise.receipts.decision import (
     CampaignRecord,
     Decision,
     Verdict,
 )
 from lanewise.receipts.schema import RunReceipt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InteractionSection:
+    """What a campaign from both bases says beyond single effects."""
+
+    sentence: str
+    waterfall: str | None
+    chart: str | None
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +72,7 @@ class Page:
     multiplicity: str | None
     """What the corrected p-values mean; None where there are none."""
     not_measured: Pairs
+    interactions: InteractionSection | None
     forest: str | None
     calibrations: tuple[CalibrationView, ...]
     anatomy: str | None
@@ -94,6 +115,7 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
         ),
         multiplicity=adjustment_sentence(decisions),
         not_measured=_not_measured(campaign, decisions),
+        interactions=_interactions(campaign, decisions),
         forest=forest(decisions),
         calibrations=tuple(calibration_view(one) for one in evidence.calibrations),
         anatomy=anatomy(decisions),
@@ -203,6 +225,25 @@ def _component_notes(receipts: Sequence[RunReceipt]) -> str:
     )
 
 
+def _interactions(
+    campaign: CampaignRecord, decisions: Sequence[Decision]
+) -> InteractionSection | None:
+    if campaign.interactions is None:
+        return None
+    sentences = (
+        stack_sentence(campaign, decisions),
+        f"{interaction_sentence(campaign)}.",
+        f"{additivity_sentence(campaign)}.",
+    )
+    return InteractionSection(
+        sentence=" ".join(sentence for sentence in sentences if sentence),
+        waterfall=waterfall(campaign, decisions),
+        chart=interaction_chart(campaign),
+        head=HEAD,
+        rows=tuple(interaction_rows(campaign.interactions)),
+    )
+
+
 def _not_measured(campaign: CampaignRecord, decisions: Sequence[Decision]) -> Pairs:
     decided = {d.feature: d.reason for d in decisions if d.verdict is Verdict.NOT_MEASURED}
     skipped = {f.feature: f.skipped_reason for f in campaign.features if f.skipped_reason}
@@ -234,17 +275,20 @@ def _method(
     rules = sorted({r.timing.warmup.rule for r in receipts}) or ["unknown"]
     methods = sorted({f"{d.method} {d.method_version}" for d in decisions}) or ["unknown"]
     margins = sorted({f"{log_percent(d.margin.log_value)} ({d.margin.source})" for d in decisions})
-    base = (
-        "One feature at a time is taken out of the full stack and compared with its named control"
-        if campaign.design == "leave-one-out"
-        else "One feature at a time is added to the bare lane and compared with its named control"
-    )
-    turns = (
-        "one fresh process per arm; after warm-up they take turns, one step at a time, in random ABBA or "
-        "BAAB quads, never both at once"
-        if campaign.block_design == "lockstep"
-        else "a fresh process per visit, in random ABBA or BAAB order, one at a time"
-    )
+    base = {
+        "leave-one-out": "One feature at a time is taken out of the full stack and compared with its named control",
+        "add-one": "One feature at a time is added to the bare lane and compared with its named control",
+        "both": "Every feature is added to the bare lane and, in the same rounds, taken out of the full stack",
+    }[campaign.design]
+    if campaign.screen_design == "plackett-burman":
+        base = "A screen: every run switches all features at once, rows of a design beside their mirror images"
+    turns = {
+        "lockstep": "one fresh process per arm; after warm-up they take turns, one step at a time, in random ABBA or "
+        "BAAB quads, never both at once",
+        "sequential": "a fresh process per visit, in random ABBA or BAAB order, one at a time",
+        "toggle": "one process holds both arms, which take turns in random ABBA or BAAB quads; sharing a process biases, so "
+        "this screen ranks and proves nothing",
+    }[campaign.block_design]
     return (
         f"{base}; lane, data, protocol and machine are the same in both arms.",
         f"The unit of evidence is the block: {turns} (order seed {campaign.order_seed}).",

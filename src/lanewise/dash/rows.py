@@ -27,6 +27,10 @@ _TONES: dict[Verdict, Tone] = {
     Verdict.EQUIVALENT: "quiet",
     Verdict.NOT_MEASURED: "quiet",
     Verdict.NOISE: "quiet",
+    # A screen proves nothing, so its words are never drawn like a verdict that does.
+    Verdict.LIKELY_FASTER: "open",
+    Verdict.LIKELY_SLOWER: "open",
+    Verdict.UNCLEAR: "quiet",
 }
 
 
@@ -66,6 +70,11 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+BASE = Column(key="base", title="base")
+"""Column that only campaigns from both bases have."""
+
+_BASES = {"add-one": "bare lane", "leave-one-out": "full stack"}
+
 LOSS_KEYS = frozenset({"loss_steps", "loss_time"})
 """Columns that only campaigns with a tax have."""
 
@@ -82,6 +91,7 @@ class Row:
     """
 
     feature: str
+    base: str
     role: str
     versus: str
     step_time: str
@@ -114,7 +124,7 @@ def rows(decisions: Sequence[Decision]) -> tuple[Row, ...]:
 def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
     """The columns, with the header of the interval saying the confidence the decisions used.
 
-    The losses are there when a decision compares them: for features that change the mathematics. A narrow terminal gives
+    The base is there when decisions differ in it. The losses are there when a decision compares them: for features that change the mathematics. A narrow terminal gives
     up the loss at equal steps before that at equal time, never the other way round. Looks and corrected p-values are there
     when a decision knows them.
     """
@@ -125,6 +135,8 @@ def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
         for c in COLUMNS
         if (with_losses or c.key not in LOSS_KEYS) and (with_looks or c.key not in LOOK_KEYS)
     )
+    if len({d.design for d in decisions}) > 1:
+        shown = (shown[0], BASE, *shown[1:])
     levels = {d.estimate.confidence for d in decisions if d.estimate}
     if len(levels) != 1 or levels == {0.95}:
         return shown
@@ -168,6 +180,7 @@ def _row(decision: Decision, digits: int) -> Row:
     }
     return Row(
         feature=decision.feature,
+        base=_BASES[decision.design],
         role=decision.role,
         versus=decision.versus,
         step_time=fmt.signed_percent(deltas["step_time"], digits),

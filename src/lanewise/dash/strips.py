@@ -42,6 +42,9 @@ class Strip:
 
 def strips(decision: Decision, series: Mapping[str, StepSeries]) -> tuple[Strip, ...]:
     """Strips of every block of a decision that has step series; blocks share one time axis."""
+    if decision.estimate is not None and decision.estimate.unit == "row":
+        # Every feature of such a screen cites all runs; drawn beside one of them they would look like its own.
+        return ()
     drawn = [(block, found) for block in decision.blocks if (found := _block_series(block, series))]
     steady = [_steady(block, one) for block, found in drawn for _, one in found]
     times = [t for one in steady for t in one]
@@ -89,7 +92,7 @@ def _strip(
     high: float,
 ) -> str:
     canvas = Canvas(
-        name=f"strip-{decision.feature}-{block.block}",
+        name=f"strip-{decision.feature}-{decision.design}-{block.block}",
         title=f"Step time over step index, {decision.feature}, block {block.block}",
         description=_describe(decision, block),
         width=WIDTH,

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lanewise.dash import format as fmt
+from lanewise.dash.interactions import additivity_sentence, interaction_sentence
 from lanewise.dash.looks import adjustment_sentence, detection_lines
 from lanewise.dash.rows import verdict_word
-from lanewise.receipts.decision import CampaignRecord, Decision, Verdict
+from lanewise.receipts.decision import CampaignRecord, Decision, PlannedFeature, Verdict
 from lanewise.receipts.schema import RunReceipt
 
 FULL_STACK = "full_stack"
@@ -112,21 +113,41 @@ def plan_lines(campaign: CampaignRecord) -> tuple[str, ...]:
         if campaign.noise_source == "assumed"
         else f"noise from {campaign.noise_source}"
     )
-    num_features = sum(f.feature != FULL_STACK for f in planned)
-    whole = " and the full stack" if num_features < len(planned) else ""
+    num_features = len({f.feature for f in planned if f.feature != FULL_STACK})
+    from_both = ", each on both bases," if campaign.design == "both" else ""
+    whole = " and the full stack" if any(f.feature == FULL_STACK for f in planned) else ""
+    if campaign.mode == "screen":
+        return (_screen_plan(campaign, planned), *_left_out(campaign))
     first = (
-        f"plan    {fmt.plural(num_features, 'feature')}{whole} × {num_blocks} {campaign.block_design} blocks"
+        f"plan    {fmt.plural(num_features, 'feature')}{from_both}{whole} × {num_blocks} {campaign.block_design} blocks"
         f" = {fmt.plural(sum(f.visits for f in planned), 'process', 'es')},"
         f" {fmt.duration(sum(f.estimated_seconds for f in planned))}"
         f" of {'at most ' if campaign.planned_effect_log is not None else ''}{fmt.duration(campaign.budget_seconds)}"
         f" · detects ≥ {fmt.percent(math.expm1(campaign.planned_mde_log))} ({noise})"
     )
-    left_out = [f"{f.feature}: {f.skipped_reason}" for f in campaign.features if f.skipped_reason]
     if campaign.planned_effect_log is not None:
         effect = fmt.percent(math.expm1(campaign.planned_effect_log))
         first += f" · blocks chosen to find {effect} with 80 % power"
-    more = (*detection_lines(campaign), *(f"not measured · {line}" for line in left_out))
-    return (first, *(f"        {line}" for line in more))
+    more = (f"        {line}" for line in detection_lines(campaign))
+    return (first, *more, *_left_out(campaign))
+
+
+def _left_out(campaign: CampaignRecord) -> tuple[str, ...]:
+    lines = [f"{f.feature}: {f.skipped_reason}" for f in campaign.features if f.skipped_reason]
+    return tuple(f"        not measured · {line}" for line in dict.fromkeys(lines))
+
+
+def _screen_plan(campaign: CampaignRecord, planned: Sequence[PlannedFeature]) -> str:
+    what = (
+        f"{fmt.plural(len(planned), 'feature')}, one process each"
+        if campaign.screen_design == "toggle"
+        else f"{len(planned)} rows of all features beside their mirror images × {planned[0].planned_blocks if planned else 0}"
+    )
+    return (
+        f"screen  {what} = {fmt.plural(sum(f.visits for f in planned), 'process', 'es')}, "
+        f"{fmt.duration(sum(f.estimated_seconds for f in planned))} of "
+        f"{fmt.duration(campaign.budget_seconds)} · ranks candidates, proves nothing"
+    )
 
 
 _CLAUSES: tuple[tuple[str, str, str], ...] = (
@@ -137,6 +158,9 @@ _CLAUSES: tuple[tuple[str, str, str], ...] = (
     ("OVER_BUDGET", "tax is over its budget", "taxes are over their budget"),
     ("INCONCLUSIVE", "cannot be told from noise yet", "cannot be told from noise yet"),
     ("INVALID", "did not run as asked", "did not run as asked"),
+    ("LIKELY_FASTER", "feature looks faster", "features look faster"),
+    ("LIKELY_SLOWER", "feature looks slower", "features look slower"),
+    ("UNCLEAR", "shows nothing", "show nothing"),
     ("NOISE", "A/A comparison shows the noise", "A/A comparisons show the noise"),
     ("NOT_MEASURED", "was not measured", "were not measured"),
 )
@@ -146,6 +170,9 @@ def verdict_sentence(campaign: CampaignRecord, decisions: Sequence[Decision]) ->
     """The report in one sentence."""
     if gaps(campaign, decisions):
         return f"This campaign on {campaign.lane.name} is incomplete and decides nothing yet."
+    if campaign.design == "both":
+        # One count per feature: what it does in the full stack, which is what people run.
+        decisions = [d for d in decisions if d.design == "leave-one-out"]
     counts = Counter(verdict_word(d) for d in decisions if d.feature != FULL_STACK)
     counts["NOT_MEASURED"] += sum(
         f.skipped_reason is not None and all(d.feature != f.feature for d in decisions)
@@ -163,7 +190,8 @@ def verdict_sentence(campaign: CampaignRecord, decisions: Sequence[Decision]) ->
         clauses.append(clause)
     if not clauses:
         return f"Nothing was measured on {campaign.lane.name}."
-    return f"On {campaign.lane.name}, {'; '.join(clauses)}."
+    screened = "a screen, which proves nothing: " if campaign.mode == "screen" else ""
+    return f"On {campaign.lane.name}, {screened}{'; '.join(clauses)}."
 
 
 def largest_effect(decisions: Sequence[Decision]) -> Decision | None:
@@ -183,17 +211,31 @@ def largest_effect(decisions: Sequence[Decision]) -> Decision | None:
 
 def gaps(campaign: CampaignRecord, decisions: Sequence[Decision]) -> tuple[str, ...]:
     """What a campaign lacks to be final: one line per missing feature, arm or block; empty when it is complete."""
-    by_feature = {decision.feature: decision for decision in decisions}
+    if campaign.mode == "screen":
+        return _screen_gaps(campaign, decisions)
+    by_feature: dict[tuple[str, str | None], Decision] = {}
+    for decision in decisions:
+        by_feature[decision.feature, decision.design] = decision
+        by_feature[decision.feature, None] = decision
     lines = [
         line
         for planned in campaign.features
         if planned.skipped_reason is None
         for line in _feature_gaps(
-            planned.feature, planned.planned_blocks, by_feature.get(planned.feature)
+            planned.feature,
+            planned.planned_blocks,
+            by_feature.get((planned.feature, planned.design)),
         )
     ]
     if not lines and campaign.status != "COMPLETE":
         lines.append(f"the campaign is {campaign.status}")
+    return tuple(lines)
+
+
+def _screen_gaps(campaign: CampaignRecord, decisions: Sequence[Decision]) -> tuple[str, ...]:
+    lines = [f"{d.feature}: {d.incomplete_reason}" for d in decisions if d.status == "INCOMPLETE"]
+    if campaign.status != "COMPLETE" and not lines:
+        lines.append(f"the screen is {campaign.status}")
     return tuple(lines)
 
 
@@ -215,7 +257,8 @@ def _feature_gaps(feature: str, planned_blocks: int, decision: Decision | None) 
 
 def resume_command(campaign: CampaignRecord) -> str:
     """What to type to finish an incomplete campaign."""
-    return f"lanewise ablate {campaign.lane.name} --resume {campaign.campaign_id}"
+    verb = "screen" if campaign.mode == "screen" else "ablate"
+    return f"lanewise {verb} {campaign.lane.name} --resume {campaign.campaign_id}"
 
 
 def receipt_ids(decisions: Sequence[Decision]) -> tuple[str, ...]:
@@ -231,11 +274,16 @@ def receipt_ids(decisions: Sequence[Decision]) -> tuple[str, ...]:
     )
 
 
-def stack_sentence(campaign: CampaignRecord) -> str | None:
-    """How much faster the full stack is than the bare lane, or None when it was not measured."""
+def stack_sentence(campaign: CampaignRecord, decisions: Sequence[Decision] = ()) -> str | None:
+    """How much faster the full stack is than the bare lane, or that it is not proven; None when nobody asked."""
     ratio = campaign.stack_ratio
     if ratio is None:
-        return None
+        stack = next((d for d in decisions if d.feature == FULL_STACK), None)
+        if stack is None:
+            return None
+        return (
+            f"No combination is proven: the full stack is {verdict_word(stack)} ({stack.reason})."
+        )
     if ratio < 1.0:
         return f"Fastest proven combination: {fmt.times(1.0 / ratio)} the bare lane."
     return f"The full stack takes {fmt.times(ratio)} the step time of the bare lane: nothing to combine."
@@ -249,8 +297,14 @@ def closing_lines(
     report_path: str | None = None,
 ) -> tuple[str, ...]:
     """The last lines of a campaign: the sum of it, what is missing, where the proof lies."""
-    missing, stack = gaps(campaign, decisions), stack_sentence(campaign)
-    lines = [] if missing or stack is None else [stack]
+    missing = gaps(campaign, decisions)
+    sentences = (
+        stack_sentence(campaign, decisions),
+        _stop(interaction_sentence(campaign)),
+        _stop(additivity_sentence(campaign)),
+    )
+    lines = [] if missing else [" ".join(s for s in sentences if s)]
+    lines = [line for line in lines if line]
     corrected = adjustment_sentence(decisions)
     lines += [] if missing or corrected is None else [corrected]
     lines += campaign.notes
@@ -261,3 +315,7 @@ def closing_lines(
         f"{fmt.plural(len(decisions), 'decision')} in {store_root}"
     )
     return (*lines, proof + (f" · report: {report_path}" if report_path else ""))
+
+
+def _stop(sentence: str | None) -> str | None:
+    return None if sentence is None else f"{sentence}."

@@ -12,10 +12,12 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from lanewise.dash.interactions import HEAD, interaction_rows
 from lanewise.dash.progress import CampaignProgress
 from lanewise.dash.rows import OBSERVED_WRONG, Column, Row, Tone, columns, rows
 from lanewise.dash.summary import LaneFacts, closing_lines, header_lines, plan_lines
-from lanewise.receipts.decision import Decision
+from lanewise.dash.waterfall import waterfall_lines
+from lanewise.receipts.decision import CampaignRecord, Decision
 
 __all__ = [
     "CampaignProgress",
@@ -23,6 +25,7 @@ __all__ = [
     "closing_lines",
     "decision_table",
     "header_lines",
+    "interaction_lines",
     "plan_lines",
 ]
 
@@ -40,6 +43,23 @@ _STYLES: Mapping[Tone, str] = {
     "quiet": "dim",
 }
 _GLUE = "\N{NO-BREAK SPACE}"
+
+
+def interaction_lines(campaign: CampaignRecord, decisions: Sequence[Decision]) -> tuple[Text, ...]:
+    """The waterfall and the table of interactions; empty for a campaign that looked for none."""
+    if campaign.interactions is None:
+        return ()
+    steps = waterfall_lines(campaign, decisions)
+    lines = ["", "from the bare lane to the full stack", *steps] if steps else []
+    rows = [HEAD, *interaction_rows(campaign.interactions)]
+    widths = [max(cell_len(row[at]) for row in rows) for at in range(len(HEAD))]
+    lines.append("")
+    for row in rows:
+        cells = [
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
+        ]
+        lines.append((" " * GAP).join(cells).rstrip())
+    return tuple(Text(line) for line in (*lines, ""))
 
 
 class DecisionTable:

@@ -9,9 +9,12 @@ from lanewise.lab.arms import FULL_STACK, ArmBuilder, Arms
 from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.decide import PRODUCER, Context, decide
 from lanewise.lab.evidence import BlockEvidence, read_blocks
+from lanewise.lab.interactions import interaction_table
 from lanewise.lab.judge import judge
+from lanewise.lab.keys import split_key
 from lanewise.lab.multiplicity import adjusted
 from lanewise.lab.plan import CampaignPlan
+from lanewise.lab.screen_decide import screen_decisions
 from lanewise.lane.digest import lane_identity
 from lanewise.receipts.decision import (
     CampaignRecord,
@@ -20,10 +23,11 @@ from lanewise.receipts.decision import (
     Verdict,
 )
 from lanewise.receipts.environment import collect_machine
+from lanewise.receipts.interaction import InteractionTable
 from lanewise.receipts.schema import LaneIdentity, Machine
 from lanewise.receipts.store import Store
 
-VISITS_PER_BLOCK = {"lockstep": 2, "sequential": 4}
+VISITS_PER_BLOCK = {"lockstep": 2, "sequential": 4, "toggle": 1}
 
 Status = Literal["PLANNED", "RUNNING", "COMPLETE", "INCOMPLETE"]
 
@@ -72,6 +76,8 @@ def decide_all(
     """
     lane, machine = identity(plan, evidence)
     context = Context(plan=plan, lane=lane, machine=machine, created_at=now)
+    if plan.screen_design is not None:
+        return screen_decisions(context, arm_builder(plan), evidence)
     builder = arm_builder(plan)
     decisions = []
     for feature in plan.features:
@@ -88,6 +94,7 @@ def arm_builder(plan: CampaignPlan) -> ArmBuilder:
         machine_class=plan.machine_class,
         device_type=plan.device_type,
         design=plan.design,
+        factors=plan.factors,
         planted_ratio=plan.planted_ratio,
     )
 
@@ -130,6 +137,8 @@ def campaign_record(
         discarded_blocks=discarded,
         stack_ratio=_stack_ratio(decisions),
         notes=plan.notes,
+        screen_design=plan.screen_design,
+        interactions=_interactions(plan, decisions),
         mode=plan.mode,
         planned_effect_log=plan.effect_log,
     )
@@ -139,7 +148,8 @@ def planned_features(plan: CampaignPlan) -> tuple[PlannedFeature, ...]:
     """The plan per feature, as the campaign's document tells it."""
     return tuple(
         PlannedFeature(
-            feature=feature.feature,
+            feature=split_key(feature.feature)[0],
+            design=split_key(feature.feature)[1],
             planned_blocks=feature.blocks,
             visits=feature.blocks * VISITS_PER_BLOCK[plan.block_design],
             estimated_seconds=feature.blocks * feature.block_seconds,
@@ -167,6 +177,13 @@ def identity(plan: CampaignPlan, evidence: Sequence[BlockEvidence]) -> tuple[Lan
         spec=lane_identity(plan.lane),
     )
     return lane, collect_machine(plan.machine_class)
+
+
+def _interactions(plan: CampaignPlan, decisions: Sequence[Decision]) -> InteractionTable | None:
+    if plan.design != "both" or not decisions:
+        return None
+    stack = arm_builder(plan).build(FULL_STACK)
+    return interaction_table(decisions, stack_features=stack.declared)
 
 
 def _stack_ratio(decisions: Sequence[Decision]) -> float | None:

@@ -1,7 +1,7 @@
 """The two arms of a feature: one resolved lane with it off, one with it on, everything else the same.
 
 Base of `leave-one-out` is the full stack: every feature at its stance unless the lane says otherwise. Base of
-`add-one` is the bare lane: every feature off. Arm A is always the control.
+`add-one` is the bare lane: every feature off. `both` asks each feature twice, once on either base. Arm A is always the control.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lanewise.errors import NotBuiltError, UsageError
+from lanewise.lab.keys import BASES, BaseDesign, Design, key_at, row_index, split_key
 from lanewise.lane.features import BY_KEY, FEATURES, Feature, Role
 from lanewise.lane.resolve import find_feature, resolve
 from lanewise.lane.resolved import ResolvedLane
 from lanewise.lane.schema import Lane
-
-Design = Literal["leave-one-out", "add-one"]
+from lanewise.measure.factorial import plackett_burman
 
 NO_FEATURE = "none"
 """An A/A campaign: both arms are the base, what is measured is noise."""
@@ -30,16 +30,21 @@ OBSERVER = "observer"
 FULL_STACK = "full_stack"
 """Bare lane against full stack: how much all features give together."""
 
+PSEUDO = frozenset({NO_FEATURE, PLANTED, OBSERVER, FULL_STACK})
+"""Questions that are about no feature, so they have no two bases."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arms:
     """A question a campaign asks, and the two lanes that answer it.
 
     Attributes:
-        feature: feature key, `none`, `planted`, `observer` or `full_stack`.
+        feature: the plan's key (`lab.keys`): a feature, with its base in a campaign that uses both; `none`, `planted`,
+            `observer`, `full_stack`, or the row of a screen.
+        design: base of the comparison.
         title: words for tables.
         role: role of the feature; `stack` for the full stack, `noise` for an A/A, `control` for a planted delay,
-            `observer` for the cost of observation.
+            `observer` for the cost of observation, `screen` for a row.
         declared: feature keys in which the arms may differ.
         ops: ops whose backend the arms may choose differently.
         versus: the control by name: its backends on this device, else its state.
@@ -67,6 +72,12 @@ class Arms:
     control: ResolvedLane
     treated: ResolvedLane
     planted_ratio: float | None = None
+    design: BaseDesign = "leave-one-out"
+
+    @property
+    def subject(self) -> str:
+        """The feature itself, whatever its base."""
+        return split_key(self.feature)[0]
 
     def arm(self, name: Literal["A", "B"]) -> ResolvedLane:
         """The resolved lane of one arm."""
@@ -83,7 +94,8 @@ class ArmBuilder:
         lane: the lane with the user's explicit states.
         machine_class: e.g. `cpu-x86_64-2c`.
         device_type: `cpu` or `cuda`.
-        design: what the base is.
+        design: what the base is; of `both` the full stack, and keys say more.
+        factors: features of a screening design, in the order of its columns.
         planted_ratio: delay of the positive control, if the campaign has one.
     """
 
@@ -92,18 +104,25 @@ class ArmBuilder:
     device_type: Literal["cpu", "cuda"]
     design: Design
     planted_ratio: float | None = None
+    factors: tuple[str, ...] = ()
 
     def base(self) -> ResolvedLane:
         """The lane every feature is compared on."""
         return self._resolved(self._base_states())
 
     def build(self, feature: str) -> Arms:
-        """The arms of one feature, of `none`, `planted`, `observer` or `full_stack`.
+        """The arms of one key: a feature, `none`, `planted`, `observer`, `full_stack` or the row of a screen.
 
         Raises:
             UsageError: there is no such feature, or it has nothing to change on this lane.
             NotBuiltError: this version does not implement it.
         """
+        subject, base = split_key(feature)
+        if base is not None:
+            return replace(replace(self, design=base).build(subject), feature=feature)
+        row = row_index(feature)
+        if row is not None:
+            return self._row_arms(feature, row)
         if feature == NO_FEATURE:
             return self._same_arms()
         if feature == PLANTED:
@@ -116,6 +135,9 @@ class ArmBuilder:
 
     def placeholder(self, feature: str) -> Arms:
         """What a decision says about a feature whose arms cannot be built: its description, and the base twice."""
+        subject, base = split_key(feature)
+        if base is not None:
+            return replace(replace(self, design=base).placeholder(subject), feature=feature)
         return self._described(find_feature(feature), control=self.base(), treated=self.base())
 
     def default_features(self) -> tuple[str, ...]:
@@ -123,7 +145,19 @@ class ArmBuilder:
         keys = tuple(
             f.key for f in FEATURES if f.built and f.screened and f.applies_to(self.lane.model)
         )
-        return (*keys, FULL_STACK) if self.design == "leave-one-out" else keys
+        return keys if self.design == "add-one" else (*keys, FULL_STACK)
+
+    def keys(self, features: Sequence[str]) -> tuple[str, ...]:
+        """What to ask about these features: each on either base where the design is `both`."""
+        if self.design != "both":
+            return tuple(features)
+        return tuple(
+            key
+            for feature in features
+            for key in (
+                [feature] if feature in PSEUDO else [key_at(feature, base) for base in BASES]
+            )
+        )
 
     def _usable(self, key: str) -> Feature:
         feature = find_feature(key)
@@ -170,6 +204,36 @@ class ArmBuilder:
             equal_mathematics=feature.equal_mathematics,
             control=control,
             treated=treated,
+            design=self._base_design,
+        )
+
+    def _row_arms(self, key: str, row: int) -> Arms:
+        """A row of the screening design as arm B, its mirror image as arm A; other features stay at their stance."""
+        features = [self._usable(factor) for factor in self.factors]
+        levels = plackett_burman(len(features))[row]
+        control, treated = (
+            self._resolved(
+                {
+                    f.key: treated_state(f) if sign * level > 0 else control_state(f)
+                    for f, level in zip(features, levels, strict=True)
+                }
+            )
+            for sign in (-1, 1)
+        )
+        return Arms(
+            feature=key,
+            title=f"row {row + 1} and its mirror image",
+            role="screen",
+            declared=frozenset(self.factors),
+            ops=tuple(sorted({op for f in features for op in f.ops_for(self.lane.model)})),
+            versus="its mirror image",
+            states={"A": "mirror", "B": "row"},
+            on_by_default=False,
+            stance="screened",
+            tax_budget_ratio=None,
+            equal_mathematics=all(feature.equal_mathematics for feature in features),
+            control=control,
+            treated=treated,
         )
 
     def _stack_arms(self) -> Arms:
@@ -208,7 +272,12 @@ class ArmBuilder:
             equal_mathematics=True,
             control=base,
             treated=base,
+            design=self._base_design,
         )
+
+    @property
+    def _base_design(self) -> BaseDesign:
+        return "add-one" if self.design == "add-one" else "leave-one-out"
 
     def _planted_arms(self) -> Arms:
         if self.planted_ratio is None:
@@ -256,7 +325,7 @@ class ArmBuilder:
         )
 
     def _base_states(self) -> dict[str, str]:
-        return {} if self.design == "leave-one-out" else self._bare_states()
+        return self._bare_states() if self.design == "add-one" else {}
 
     def _bare_states(self) -> dict[str, str]:
         """Every fast path off, but for one whose op the lane pins by hand: the pin is the user's word.
@@ -308,9 +377,11 @@ def questions(builder: ArmBuilder, asked: Sequence[str]) -> tuple[Question, ...]
         UsageError: a feature asked for by name cannot be measured. One taken by default is refused with its reason.
     """
     if asked:
-        return tuple(Question(arms=builder.build(key)) for key in dict.fromkeys(asked))
+        return tuple(
+            Question(arms=builder.build(key)) for key in builder.keys(tuple(dict.fromkeys(asked)))
+        )
     found = []
-    for key in builder.default_features():
+    for key in builder.keys(builder.default_features()):
         try:
             found.append(Question(arms=builder.build(key)))
         except UsageError as error:

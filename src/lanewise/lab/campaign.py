@@ -191,7 +191,7 @@ def newest_unfinished(store_root: str, lane_name: str) -> CampaignFolder:
         raise CampaignError(f"{damaged[0]}; to go on with another one, name it after --resume")
     for plan in plans:
         folder = CampaignFolder.find(store_root, plan.campaign_id)
-        if plan.lane.name == lane_name and not folder.is_complete():
+        if plan.lane.name == lane_name and plan.screen_design is None and not folder.is_complete():
             return folder
     raise UsageError(
         f"no unfinished campaign of lane {lane_name!r} in {store_root}; run `lanewise ablate {lane_name}` "

@@ -26,8 +26,8 @@ from pydantic import TypeAdapter
 from lanewise.errors import ChildError
 from lanewise.receipts.environment import child_environment, exported
 from lanewise.receipts.failures import Failure, ProcessFailure, TimeoutFailure
-from lanewise.train.entry import child_main
-from lanewise.train.request import RunRequest
+from lanewise.train.entry import child_main, pair_main
+from lanewise.train.request import PairRequest, RunRequest
 
 PRELOAD = ("lanewise.train.run", "torch._dynamo")
 """Imported once by the fork server, which must not start a thread pool (every child checks). The second is a second of
@@ -64,8 +64,8 @@ class Endpoint(Protocol):
 class Launcher(Protocol):
     """Starts a process for one request."""
 
-    def __call__(self, request: RunRequest) -> Endpoint:
-        """Start it and return at once."""
+    def __call__(self, request: RunRequest | PairRequest) -> Endpoint:
+        """Start it and return at once; a pair becomes one process that holds both arms."""
 
 
 class VisitFailed(ChildError):
@@ -138,6 +138,9 @@ class Child:
     def step(self, count: int, timeout_seconds: float) -> Stepped:
         """Let the child take `count` optimizer steps and wait for it."""
         self._send({"command": "step", "count": count})
+        return self._stepped(count, timeout_seconds)
+
+    def _stepped(self, count: int, timeout_seconds: float) -> Stepped:
         message = self._expect("stepped", timeout_seconds)
         stepped = Stepped(
             duration_seconds=tuple(float(value) for value in message["duration_seconds"]),
@@ -184,6 +187,18 @@ class Child:
             validity=str(message["validity"]),
             reasons=tuple(str(reason) for reason in message["reasons"]),
         )
+
+    def turns(self, order: str, timeout_seconds: float) -> Stepped:
+        """Let a child that holds both arms take one step for each letter of `order` and wait for it."""
+        self._send({"command": "turns", "order": order})
+        return self._stepped(len(order), timeout_seconds)
+
+    def wait_both_finished(self, timeout_seconds: float) -> dict[str, str]:
+        """Wait for the receipts of both arms, then for the process to leave; arm → receipt id."""
+        message = self._expect("finished", timeout_seconds)
+        self._ended = True
+        self._endpoint.close(EXIT_GRACE_SECONDS)
+        return {str(arm): str(receipt_id) for arm, receipt_id in message["receipts"].items()}
 
     def resident_bytes(self) -> int | None:
         """Memory the process holds now."""
@@ -255,10 +270,11 @@ class ForkServerLauncher:
         self._environment = child_environment(num_threads, starts_anew=True)
         self._context.set_forkserver_preload([*PRELOAD, *also_preload])
 
-    def __call__(self, request: RunRequest) -> Endpoint:
+    def __call__(self, request: RunRequest | PairRequest) -> Endpoint:
         """Start a child for one request."""
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=child_main, args=(request.model_dump_json(), theirs))
+        target = pair_main if isinstance(request, PairRequest) else child_main
+        process = self._context.Process(target=target, args=(request.model_dump_json(), theirs))
         try:
             # The server is started by the first process and inherits what stands then; later calls change nothing.
             with exported(self._environment):

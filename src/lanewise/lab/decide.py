@@ -69,12 +69,12 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         incomplete_reason=incomplete,
         lane=context.lane,
         machine=context.machine,
-        feature=arms.feature,
+        feature=arms.subject,
         title=arms.title,
         role=arms.role,
-        design=context.plan.design,
+        design=arms.design,
         versus=arms.versus,
-        arms={name: _arm(arms, name) for name in ("A", "B")},
+        arms={name: arm_record(arms, name) for name in ("A", "B")},
         estimate=estimate,
         control_step_seconds=control_seconds,
         treated_step_seconds=treated_seconds,
@@ -195,7 +195,7 @@ def _finding(
             verdict=Verdict.INVALID,
             reason=f"fewer than {protocol.MIN_BLOCKS} blocks count: {'; '.join(noisy)}",
         )
-    if arms.feature == NO_FEATURE:
+    if arms.subject == NO_FEATURE:
         return _Finding(verdict=Verdict.NOISE, reason=_noise(course.look.estimate))
     early = len(blocks) < planned.blocks
     reason = course.look.reason
@@ -212,7 +212,8 @@ def _noise(estimate: Estimate) -> str:
     )
 
 
-def _arm(arms: Arms, name: str) -> ArmRecord:
+def arm_record(arms: Arms, name: str) -> ArmRecord:
+    """One arm as a decision states it."""
     resolved = arms.control if name == "A" else arms.treated
     return ArmRecord(
         state=arms.states[name],

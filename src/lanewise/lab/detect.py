@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
 from lanewise.lab.arms import NO_FEATURE, Arms
+from lanewise.lab.keys import split_key
 from lanewise.lab.margin import Noise
 from lanewise.lab.plan import FeaturePlan
 from lanewise.measure.boundary import fewest_blocks, plan_boundary, smallest_effect
@@ -49,7 +50,7 @@ def question(
         tax_budget_ratio: budget of a tax.
         boundary: looks as an earlier plan wrote them down; None plans them.
     """
-    if feature == NO_FEATURE:
+    if split_key(feature)[0] == NO_FEATURE:
         return single_look(num_blocks, margin_log=margin_log)
     return Question(
         boundary=boundary or plan_boundary(num_blocks),
@@ -80,9 +81,21 @@ def blocks_to_find(effect_log: float, asked: Iterable[Arms], noise: Noise) -> Ma
 
 
 def registered(
-    features: Sequence[FeaturePlan], asked: Iterable[Arms], noise: Noise
+    features: Sequence[FeaturePlan],
+    asked: Iterable[Arms],
+    noise: Noise,
+    *,
+    looks_once: bool = False,
 ) -> tuple[FeaturePlan, ...]:
-    """The features with their looks written down, and the smallest effect these find."""
+    """The features with their looks written down, and the smallest effect these find.
+
+    Args:
+        features: with their blocks.
+        asked: their arms.
+        noise: of a block's contrast.
+        looks_once: after all blocks alone. A campaign from both bases does: a series that may stop because its mean is
+            large is no fair sample of it, and the difference of two such series has no interval.
+    """
     budgets = {arms.feature: arms.tax_budget_ratio for arms in asked}
     found: dict[tuple[int, bool, float], tuple[Boundary, float]] = {}
     planned = []
@@ -92,13 +105,16 @@ def registered(
             continue
         key = feature.feature
         margin = _smallest_verdict(key, noise.margin.log_value, budgets[key])
-        case = (feature.blocks, key == NO_FEATURE, margin)
+        case = (feature.blocks, split_key(key)[0] == NO_FEATURE, margin)
         if case not in found:
             boundary = question(
                 key,
                 feature.blocks,
                 margin_log=noise.margin.log_value,
                 tax_budget_ratio=budgets[key],
+                boundary=single_look(feature.blocks, margin_log=margin).boundary
+                if looks_once
+                else None,
             ).boundary
             found[case] = (
                 boundary,
@@ -119,7 +135,9 @@ def planned_mde(noise_log: float, features: Iterable[FeaturePlan]) -> float:
 
 def _smallest_verdict(feature: str, margin_log: float, tax_budget_ratio: float | None) -> float:
     """How far from the effect tested a mean must lie: δ, or nothing for a tax against its budget and for an A/A."""
-    return 0.0 if feature == NO_FEATURE or tax_budget_ratio is not None else margin_log
+    return (
+        0.0 if split_key(feature)[0] == NO_FEATURE or tax_budget_ratio is not None else margin_log
+    )
 
 
 def _fewest(effect_log: float, margin_log: float, noise: Noise) -> int:

@@ -12,7 +12,7 @@ from lanewise.lab import protocol
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName
 from lanewise.measure.loss_curve import LossComparison, compare_losses
-from lanewise.measure.stats import quad_contrast, visit_contrast
+from lanewise.measure.stats import quad_contrast, quad_contrasts, visit_contrast
 from lanewise.receipts.schema import RunReceipt, StepSeries
 from lanewise.receipts.store import Store
 
@@ -66,6 +66,13 @@ class BlockEvidence:
         if self.entry.design == "sequential":
             return visit_contrast(control, treated)
         return quad_contrast(control[0], treated[0])
+
+    def quad_contrasts(self) -> tuple[float, ...]:
+        """Effect of each steady quad of a block whose arms took turns; empty when nothing is left after warm-up."""
+        control, treated = self.steady_seconds("A"), self.steady_seconds("B")
+        if not all((control, treated, *control, *treated)):
+            return ()
+        return quad_contrasts(control[0], treated[0])
 
     def paired_losses(self) -> tuple[tuple[int, float | None, float | None], ...]:
         """(step, loss of A, loss of B) of the first visits, as far as rounding keeps equal mathematics together."""

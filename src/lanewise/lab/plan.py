@@ -15,8 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
+from lanewise.lab.keys import Design, split_key
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.schema import Lane
 from lanewise.measure.stats import mde
@@ -73,7 +76,7 @@ class CampaignPlan(Record):
     data_path: str | None
     machine_class: str
     device_type: Literal["cpu", "cuda"]
-    design: Literal["leave-one-out", "add-one"]
+    design: Design
     block_design: BlockDesign
     budget_seconds: float
     order_seed: int
@@ -91,6 +94,14 @@ class CampaignPlan(Record):
     cache: Literal["warm", "cold"] | None = None
     """State of the private compile caches; None in plans that left the compilers' own."""
     notes: tuple[str, ...] = ()
+    screen_design: Literal["toggle", "plackett-burman"] | None = None
+    """How a screen varies the features; null in a campaign that is none."""
+    confirm_noise_log: float | None = None
+    """Expected SD of a lockstep block, by which a screen prices the campaign it suggests; null in a campaign that is none."""
+    factors: tuple[str, ...] = ()
+    """Features of a screening design, in the order of its columns."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Features that a screening design does without, and why."""
     mode: Literal["confirm", "screen"] = "confirm"
     effect_log: float | None = None
     """Effect that the blocks were chosen to find; null where the budget or a number of blocks decided."""
@@ -151,11 +162,13 @@ def block_seconds(
         quads: quads in lockstep; in a sequential block each of the two visits of an arm takes as many steps as all
             quads give one arm.
         finish_seconds: from the last step of a visit to its receipt.
-        design: lockstep starts each arm once, sequential twice.
+        design: lockstep starts each arm once, sequential twice, toggle builds both in one process.
     """
     steps = protocol.LEAD_STEPS - 1 + protocol.STEPS_PER_QUAD * quads
     stepping = sum(arm.first_step_seconds + steps * arm.step_seconds for arm in (control, treated))
     setups = sorted((control.setup_seconds, treated.setup_seconds))
+    if design == "toggle":
+        return sum(setups) + 2 * finish_seconds + stepping
     if design == "lockstep":
         return PARALLEL_SETUP_RATIO * setups[0] + setups[1] + 2 * finish_seconds + stepping
     return 2 * (sum(setups) + 2 * finish_seconds + stepping)
@@ -214,8 +227,10 @@ def _affordable(
     def fits(num_blocks: int, num_quads: int) -> bool:
         return total(num_blocks, num_quads) <= available_seconds
 
-    while len(kept) > 1 and not fits(wanted, protocol.MIN_QUADS):
-        kept.pop()
+    while len({_subject(c) for c in kept}) > 1 and not fits(wanted, protocol.MIN_QUADS):
+        # A feature measured from both bases goes as a whole: one effect alone says nothing about interactions.
+        dropped = _subject(kept[-1])
+        kept = [candidate for candidate in kept if _subject(candidate) != dropped]
     if kept and not fits(wanted, protocol.MIN_QUADS):
         wanted = blocks or protocol.MIN_BLOCKS
         if not fits(wanted, protocol.MIN_QUADS):
@@ -227,6 +242,10 @@ def _affordable(
     most = wanted if blocks is not None else max(wanted, protocol.MAX_BLOCKS)
     ratio = protocol.QUAD_NOISE_RATIO[prices.design]
     return kept, *_sharpest(range(wanted, most + 1), fits, ratio)
+
+
+def _subject(candidate: Candidate) -> str:
+    return split_key(candidate.feature)[0]
 
 
 def _promised(

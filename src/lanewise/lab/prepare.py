@@ -8,12 +8,13 @@ from typing import Literal
 
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
-from lanewise.lab.arms import ArmBuilder, Design, questions
+from lanewise.lab.arms import ArmBuilder, questions
 from lanewise.lab.caches import CacheMode, CompileCaches
 from lanewise.lab.children import Launcher
 from lanewise.lab.conditions import Conditions
 from lanewise.lab.detect import blocks_to_find, planned_mde, registered
 from lanewise.lab.events import Listener, PilotVisited
+from lanewise.lab.keys import Design
 from lanewise.lab.margin import Noise, known_noise
 from lanewise.lab.pilot import Pilot
 from lanewise.lab.placement import Placement
@@ -112,15 +113,7 @@ def make_plan(
             for the effect asked for, or that effect cannot be found.
         ChildError: the base lane's process died.
     """
-    moe = options.lane.model.moe
-    if moe is not None and moe.routing_mode == "replayed":
-        raise UsageError(
-            f"lane '{options.lane.name}' replays routing, and a campaign has no recording to follow; "
-            "use --set model.moe.routing_mode=forced_balanced, with which both arms share their routing"
-        )
-    # The lab reads step series, whatever the lane says about keeping them; the switch is not part of its digest.
-    observed = options.lane.observability.model_copy(update={"temporal_perf": True})
-    lane = options.lane.model_copy(update={"observability": observed})
+    lane, notes = measured_lane(options)
     builder = ArmBuilder(
         lane=lane,
         machine_class=options.machine_class,
@@ -157,15 +150,13 @@ def make_plan(
         num_threads=options.num_threads,
         data_path=options.data_path,
         budget_seconds=options.budget_seconds,
-        on_visit=lambda name, cost: listen(_visited(name, cost)),
+        on_visit=lambda name, cost: listen(visited(name, cost)),
         cores=placement.cores,
         caches=caches,
     ).run(builder.base(), asked)
-    block_design, notes = _block_design(
+    block_design, design_notes = _block_design(
         options.block_design, pilot.largest_resident_pair([q.arms for q in asked]), free_bytes
     )
-    if not options.lane.observability.temporal_perf:
-        notes = (*notes, "observability.temporal_perf was switched on: the lab needs step series")
     if not placement.pinned:
         notes = (*notes, f"processes are not pinned: {placement.reason}")
     noise = noise_of(block_design)
@@ -179,7 +170,9 @@ def make_plan(
         else blocks_to_find(options.effect_log, [q.arms for q in asked], noise),
     )
     _require_cold_runs(options, features)
-    features = registered(features, [q.arms for q in asked], noise)
+    features = registered(
+        features, [q.arms for q in asked], noise, looks_once=options.design == "both"
+    )
     return CampaignPlan(
         campaign_id=campaign_id,
         created_at=created_at,
@@ -203,8 +196,28 @@ def make_plan(
         cache=caches.mode,
         effect_log=options.effect_log,
         planted_ratio=options.planted_ratio,
-        notes=(*notes, *noise.notes, *noise.fewer_quads(features)),
+        notes=(*design_notes, *notes, *noise.notes, *noise.fewer_quads(features)),
     )
+
+
+def measured_lane(options: CampaignOptions) -> tuple[Lane, tuple[str, ...]]:
+    """The lane as the lab runs it, and what was changed for that.
+
+    Raises:
+        UsageError: it replays routing.
+    """
+    moe = options.lane.model.moe
+    if moe is not None and moe.routing_mode == "replayed":
+        raise UsageError(
+            f"lane '{options.lane.name}' replays routing, and a campaign has no recording to follow; "
+            "use --set model.moe.routing_mode=forced_balanced, with which both arms share their routing"
+        )
+    # The lab reads step series, whatever the lane says about keeping them; the switch is not part of its digest.
+    observed = options.lane.observability.model_copy(update={"temporal_perf": True})
+    lane = options.lane.model_copy(update={"observability": observed})
+    if options.lane.observability.temporal_perf:
+        return lane, ()
+    return lane, ("observability.temporal_perf was switched on: the lab needs step series",)
 
 
 def _require_cold_runs(options: CampaignOptions, features: tuple[FeaturePlan, ...]) -> None:
@@ -230,7 +243,8 @@ def _block_design(
     return "sequential", (note,)
 
 
-def _visited(name: str, cost: ArmCost | str) -> PilotVisited:
+def visited(name: str, cost: ArmCost | str) -> PilotVisited:
+    """What to tell about a pilot visit."""
     if isinstance(cost, str):
         return PilotVisited(name=name, step_seconds=None, failure=cost)
     return PilotVisited(name=name, step_seconds=cost.step_seconds, failure=None)

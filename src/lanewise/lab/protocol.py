@@ -12,7 +12,7 @@ from lanewise.measure.stats import STEPS_PER_ARM_AND_QUAD
 from lanewise.measure.steady import RULE as WARMUP_RULE
 from lanewise.receipts.environment import HUGE_PAGES_TUNABLE
 
-BlockDesign = Literal["lockstep", "sequential"]
+BlockDesign = Literal["lockstep", "sequential", "toggle"]
 
 METHOD: Final = "paired-blocks-t"
 """Median over quads of mean log B − mean log A per block; t-interval over blocks."""
@@ -57,8 +57,8 @@ MAX_BLOCKS: Final = 12
 MAX_ASKED_BLOCKS: Final = 48
 """Most blocks that an effect asked for may take: beyond them a quieter machine is cheaper."""
 
-ASSUMED_NOISE_LOG: Final = MappingProxyType({"lockstep": 0.03, "sequential": 0.10})
-"""SD of a block's contrast on a shared CPU (docs: P1b, A/A probes); an A/A campaign replaces it."""
+ASSUMED_NOISE_LOG: Final = MappingProxyType({"lockstep": 0.03, "sequential": 0.10, "toggle": 0.03})
+"""SD of a block's contrast on a shared CPU (docs: P1b, A/A probes); an A/A campaign replaces it. For `toggle` of a quad."""
 
 CALIBRATION_BLOCKS: Final = 8
 """Fewest blocks of an A/A campaign that may widen the practical margin."""

@@ -34,6 +34,7 @@ from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.schedule import block_order
 from lanewise.lab.sequential import run_sequential
 from lanewise.lab.stopping import contrasts, looks_at
+from lanewise.lab.toggle import run_toggle
 from lanewise.lab.validity import disturbance
 from lanewise.lab.visit import BlockTask
 from lanewise.measure.host import Host
@@ -43,6 +44,8 @@ from lanewise.receipts.store import Store
 
 RESUME_RATIO = 1.5
 """Time left to a resumed campaign, at least, over the planned time of its missing blocks."""
+
+RUN_BLOCK = {"lockstep": run_lockstep, "sequential": run_sequential, "toggle": run_toggle}
 
 MAX_ATTEMPTS = 2
 """A block is run again once after its first attempt was thrown away."""
@@ -159,7 +162,7 @@ class Runner:
         self.listen(
             BlockStarted(feature=arms.feature, block=block, num_blocks=plan.blocks[arms.feature])
         )
-        run_block = run_lockstep if plan.block_design == "lockstep" else run_sequential
+        run_block = RUN_BLOCK[plan.block_design]
         started = self.clock()
         try:
             self._fill_caches(task)
@@ -239,6 +242,8 @@ class Runner:
 
     def _stops(self, plan: CampaignPlan, arms: Arms) -> bool:
         """Whether a look has ended the feature before its last block; the first time, the journal is told."""
+        if plan.mode == "screen":
+            return False
         judged, planned = self._judged(plan, arms), plan.blocks[arms.feature]
         if len(judged) >= planned:
             return False

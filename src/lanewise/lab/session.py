@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 from lanewise.errors import UsageError
 from lanewise.lab.caches import CompileCaches
@@ -15,6 +17,7 @@ from lanewise.lab.placement import aside, place, replace
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.prepare import CampaignOptions, make_plan
 from lanewise.lab.runner import Runner, spent_before
+from lanewise.lab.screening import ScreenDesign, make_screen_plan
 from lanewise.lane.built import require_built
 from lanewise.lane.digest import lane_digest
 from lanewise.lane.machine import DeviceType
@@ -67,21 +70,31 @@ class Lab:
 
     def start(self, options: CampaignOptions) -> CampaignResult:
         """Plan and run a new campaign; raises as `plan` does, and StoreError when the disk refuses it."""
-        launcher = self.launcher(options.num_threads)
-        created_at, campaign_id, caches = self._new(options)
-        try:
-            plan = self._plan(options, launcher, created_at, campaign_id, caches)
-            folder = CampaignFolder.create(self.store.root, plan)
-        except BaseException:
-            caches.clear()
-            raise
-        return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
+        return self._start(options, None)
 
-    def resume(self, lane: Lane, machine_class: str, campaign_id: str | None) -> CampaignResult:
+    def screen(self, options: CampaignOptions, screen_design: ScreenDesign) -> CampaignResult:
+        """Plan and run a screen; its decisions rank candidates and can never graduate.
+
+        Raises:
+            UsageError: the lane or a feature cannot be screened, or the budget is too small.
+            NotBuiltError: the lane asks for what this version does not implement.
+            ChildError: the base lane's process died.
+            StoreError: the disk refuses it.
+        """
+        return self._start(options, screen_design)
+
+    def resume(
+        self,
+        lane: Lane,
+        machine_class: str,
+        campaign_id: str | None,
+        *,
+        verb: Literal["ablate", "screen"] = "ablate",
+    ) -> CampaignResult:
         """Run the missing blocks of a campaign of this lane; the newest unfinished one when none is named.
 
         Raises:
-            UsageError: there is no such campaign, or it is of another lane or machine.
+            UsageError: there is no such campaign, or it is of another lane, machine or verb.
             CampaignError: it is being driven by another process, or its files are damaged.
         """
         self._require_local_store()
@@ -90,6 +103,12 @@ class Lab:
         else:
             folder = CampaignFolder.find(self.store.root, campaign_id)
         plan = folder.plan()
+        started_by = "ablate" if plan.screen_design is None else "screen"
+        if started_by != verb:
+            raise UsageError(
+                f"{plan.campaign_id} was started by `lanewise {started_by}`; continue it with "
+                f"`lanewise {started_by} {lane.name} --resume {plan.campaign_id}`"
+            )
         if lane_digest(plan.lane) != lane_digest(lane):
             raise UsageError(
                 f"campaign {plan.campaign_id} measured lane {plan.lane.name!r} as {lane_digest(plan.lane)[:19]}, and "
@@ -103,6 +122,19 @@ class Lab:
         return self._run(
             folder, self.launcher(plan.num_threads), spent_seconds=spent_before(folder)
         )
+
+    def _start(
+        self, options: CampaignOptions, screen_design: ScreenDesign | None
+    ) -> CampaignResult:
+        launcher = self.launcher(options.num_threads)
+        created_at, campaign_id, caches = self._new(options)
+        try:
+            plan = self._plan(options, launcher, created_at, campaign_id, caches, screen_design)
+            folder = CampaignFolder.create(self.store.root, plan)
+        except BaseException:
+            caches.clear()
+            raise
+        return self._run(folder, launcher, spent_seconds=plan.pilot_seconds)
 
     def _new(self, options: CampaignOptions) -> tuple[str, str, CompileCaches]:
         """Time, name and compile caches of a new campaign."""
@@ -123,6 +155,7 @@ class Lab:
         created_at: str,
         campaign_id: str,
         caches: CompileCaches,
+        screen_design: ScreenDesign | None = None,
     ) -> CampaignPlan:
         placement = place(
             self.host,
@@ -130,8 +163,13 @@ class Lab:
             device_type=options.device_type,
             wanted=options.pin,
         )
+        make: Callable[..., CampaignPlan] = (
+            make_plan
+            if screen_design is None
+            else partial(make_screen_plan, screen_design=screen_design)
+        )
         with aside(self.host, placement):
-            return make_plan(
+            return make(
                 options,
                 store=self.store,
                 launcher=launcher,

@@ -93,7 +93,8 @@ class BlockTask:
                 pinned=self.plan.pinned,
                 cache=self.plan.cache,
             ),
-            measure_memory=self.block == 1,
+            # Two arms in one process have no peak of their own to profile.
+            measure_memory=self.block == 1 and self.plan.block_design != "toggle",
             # A planted delay of 0 runs the very code of a base step.
             planted_delay_ratio=(self.arms.planted_ratio or None) if arm == "B" else None,
             cores=self.cores,
@@ -116,14 +117,14 @@ class Visit:
 
     def wait_ready(self) -> None:
         """Wait until the lane is built."""
-        self.child.wait_ready(self._patience(self._cost.setup_seconds))
+        self.child.wait_ready(patience(self._cost.setup_seconds))
 
     def step(self, count: int = 1) -> Stepped:
         """Take steps; the first one may compile."""
         expected = self._cost.step_seconds * count
         if not self.durations:
             expected += self._cost.first_step_seconds
-        stepped = self.child.step(count, self._patience(expected))
+        stepped = self.child.step(count, patience(expected))
         for seconds, tags in zip(stepped.duration_seconds, stepped.tags, strict=True):
             if SETUP_TAGS & set(tags):
                 self.tagged.append(len(self.durations))
@@ -136,11 +137,12 @@ class Visit:
 
     def finish_timeout_seconds(self) -> float:
         """How long closing the run may take: a profiled step and writing files."""
-        return self._patience(self._cost.step_seconds * 10)
+        return patience(self._cost.step_seconds * 10)
 
-    @staticmethod
-    def _patience(expected_seconds: float) -> float:
-        return max(MIN_PATIENCE_SECONDS, PATIENCE * expected_seconds)
+
+def patience(expected_seconds: float) -> float:
+    """How long a child may take over something that should take so long."""
+    return max(MIN_PATIENCE_SECONDS, PATIENCE * expected_seconds)
 
 
 def block_warmup(warmups: Sequence[Warmup], *, lead_steps: int, steps_per_quad: int) -> Warmup:

@@ -33,6 +33,21 @@ EXACT_SIGN_FLIP_BLOCKS: Final = 16
 _SAMPLED_SIGN_FLIPS: Final = 2**16
 
 
+def quad_contrasts(
+    control_seconds: Sequence[float], treated_seconds: Sequence[float]
+) -> tuple[float, ...]:
+    """Mean log B − mean log A of each quad; arguments and errors of `quad_contrast`."""
+    if len(control_seconds) != len(treated_seconds):
+        raise ValueError(
+            f"arms took {len(control_seconds)} and {len(treated_seconds)} steps; quads need as many of both"
+        )
+    if not control_seconds or len(control_seconds) % STEPS_PER_ARM_AND_QUAD:
+        raise ValueError(f"{len(control_seconds)} steps an arm are no whole number of quads")
+    differences = _logs(treated_seconds) - _logs(control_seconds)
+    means = differences.reshape(-1, STEPS_PER_ARM_AND_QUAD).mean(axis=1)
+    return tuple(float(mean) for mean in means)
+
+
 def quad_contrast(control_seconds: Sequence[float], treated_seconds: Sequence[float]) -> float:
     """Contrast of a lockstep block: the median over its quads of mean log B − mean log A (P1b).
 
@@ -44,14 +59,7 @@ def quad_contrast(control_seconds: Sequence[float], treated_seconds: Sequence[fl
     Raises:
         ValueError: no whole quad, arms of different length, or a duration that is not positive.
     """
-    if len(control_seconds) != len(treated_seconds):
-        raise ValueError(
-            f"arms took {len(control_seconds)} and {len(treated_seconds)} steps; quads need as many of both"
-        )
-    if not control_seconds or len(control_seconds) % STEPS_PER_ARM_AND_QUAD:
-        raise ValueError(f"{len(control_seconds)} steps an arm are no whole number of quads")
-    differences = _logs(treated_seconds) - _logs(control_seconds)
-    return float(np.median(differences.reshape(-1, STEPS_PER_ARM_AND_QUAD).mean(axis=1)))
+    return float(np.median(quad_contrasts(control_seconds, treated_seconds)))
 
 
 def visit_contrast(

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lanewise.receipts.interaction import InteractionTable
 from lanewise.receipts.profile import BackendVersions
 from lanewise.receipts.schema import Check, Digest, LaneIdentity, Machine, Producer, Record
 
@@ -33,6 +34,10 @@ class Verdict(enum.StrEnum):
     """Nothing was measured; `reason` says why (no compiler, over budget, not applicable)."""
     NOISE = "NOISE"
     """An A/A campaign: both arms are the same, the estimate is noise."""
+    LIKELY_FASTER = "LIKELY_FASTER"
+    """Of a screen, as are the next two: worth a campaign. None of them proves anything."""
+    LIKELY_SLOWER = "LIKELY_SLOWER"
+    UNCLEAR = "UNCLEAR"
 
 
 class Estimate(Record):
@@ -55,6 +60,8 @@ class Estimate(Record):
     """Effect of which the outcome is the median; differs from the mean where earlier looks could have stopped."""
     p_value: float | None = None
     """Two-sided, of no effect (of the budget for a tax), earlier looks accounted for."""
+    unit: Literal["block", "quad", "row"] = "block"
+    """What `num_blocks` counts: blocks; in a screen the quads of one process, or the runs of mirrored rows."""
 
 
 class Boundary(Record):
@@ -127,7 +134,7 @@ class BlockRecord(Record):
     """One block: fresh processes of both arms, interleaved."""
 
     block: int
-    design: Literal["lockstep", "sequential"]
+    design: Literal["lockstep", "sequential", "toggle"]
     valid: bool
     reasons: tuple[str, ...]
     contrast_log: LogEffect | None
@@ -277,10 +284,13 @@ class PlannedFeature(Record):
     visits: int
     """Processes started."""
     estimated_seconds: float
+    """Of all its blocks."""
     skipped_reason: str | None = None
     boundary: Boundary | None = None
     detectable_log: LogEffect | None = None
     """Smallest effect that these looks call a difference with 80 % power at the planned noise and margin."""
+    design: Literal["leave-one-out", "add-one"] | None = None
+    """Base of this feature in a campaign that measures from both; null where the campaign has one design."""
 
 
 class CampaignRecord(Record):
@@ -295,8 +305,8 @@ class CampaignRecord(Record):
     status: Literal["PLANNED", "RUNNING", "COMPLETE", "INCOMPLETE"]
     lane: LaneIdentity
     machine: Machine
-    design: Literal["leave-one-out", "add-one"]
-    block_design: Literal["lockstep", "sequential"]
+    design: Literal["leave-one-out", "add-one", "both"]
+    block_design: Literal["lockstep", "sequential", "toggle"]
     budget_seconds: float
     order_seed: int
     planned_mde_log: LogEffect
@@ -313,3 +323,7 @@ class CampaignRecord(Record):
     mode: Literal["confirm", "screen"] = "confirm"
     planned_effect_log: float | None = None
     """Effect that the blocks were chosen to find (`--effect`); null where the budget or a number of blocks decided."""
+    screen_design: Literal["toggle", "plackett-burman"] | None = None
+    """How a screen varied the features; null in a campaign that is none."""
+    interactions: InteractionTable | None = None
+    """Of a campaign that measured features from both bases; recomputed from its decisions."""

@@ -122,7 +122,7 @@ class Experiment(Record):
     block: NonNegativeInt
     position: NonNegativeInt
     """Position in the block: for lockstep 0 or 1 (who was started first), for ABBA 0–3."""
-    design: Literal["lockstep", "sequential"]
+    design: Literal["lockstep", "sequential", "toggle"]
     order_seed: int
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from lanewise.errors import ChildError, LanewiseError, RunFailed, UsageError
 from lanewise.receipts.failures import DefectFailure, Failure
 from lanewise.train.failure import failure_of, in_words
-from lanewise.train.request import RunRequest
+from lanewise.train.request import PairRequest, RunRequest
 
 if TYPE_CHECKING:
     from lanewise.train.run import Run
@@ -44,6 +44,10 @@ class Connection(Protocol):
         """Close this end."""
 
 
+Conversation = Callable[[str, Connection, float, Callable[[], float]], None]
+"""Speaks one protocol to its end: request as JSON, pipe, start of the process, clock."""
+
+
 class _Abort(Exception):  # an order from the parent, not an error
     """The parent wants no receipt, or is gone."""
 
@@ -55,12 +59,32 @@ def child_main(request_json: str, connection: Connection) -> None:
         request_json: a `RunRequest` as JSON.
         connection: the child's end of the pipe.
     """
+    _serve_process(request_json, connection, _run_one)
+
+
+def pair_main(request_json: str, connection: Connection) -> None:
+    """Entry point of a child that holds both arms of a screen; never raises.
+
+    Args:
+        request_json: a `PairRequest` as JSON.
+        connection: the child's end of the pipe.
+    """
+    _serve_process(request_json, connection, run_both)
+
+
+def _serve_process(request_json: str, connection: Connection, conversation: Conversation) -> None:
     start_seconds = time.perf_counter()
     # Ctrl-C reaches the whole process group; what becomes of this child is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     num_threads = psutil.Process().num_threads()
-    serve(request_json, connection, num_threads=num_threads, start_seconds=start_seconds)
+    serve(
+        request_json,
+        connection,
+        num_threads=num_threads,
+        start_seconds=start_seconds,
+        conversation=conversation,
+    )
 
 
 def _leave(_signal_number: int, _frame: object) -> None:
@@ -75,6 +99,7 @@ def serve(
     num_threads: int,
     start_seconds: float,
     now: Callable[[], float] = time.perf_counter,
+    conversation: Conversation | None = None,
 ) -> None:
     """Speak the protocol to its end; every failure becomes a `failed` event with one line.
 
@@ -84,11 +109,11 @@ def serve(
         num_threads: threads this process had when it started; more than 1 is refused.
         start_seconds: reading of `now` when the child started.
         now: monotonic seconds.
+        conversation: which protocol; None is that of a single run.
     """
     try:
-        request = RunRequest.model_validate_json(request_json)
         _refuse_threads(num_threads)
-        _run(request, connection, start_seconds, now)
+        (conversation or _run_one)(request_json, connection, start_seconds, now)
     except (_Abort, EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except ValidationError as error:
@@ -115,6 +140,21 @@ def _refuse_threads(num_threads: int) -> None:
             f"the child started with {num_threads} threads; a process forked after thread pools exist can "
             "deadlock, so the fork server must import and run nothing"
         )
+
+
+def run_both(
+    request_json: str, connection: Connection, start_seconds: float, now: Callable[[], float]
+) -> None:
+    """The conversation of a screen's child, which holds both arms."""
+    from lanewise.train.toggle import run_pair
+
+    run_pair(PairRequest.model_validate_json(request_json), connection, start_seconds, now)
+
+
+def _run_one(
+    request_json: str, connection: Connection, start_seconds: float, now: Callable[[], float]
+) -> None:
+    _run(RunRequest.model_validate_json(request_json), connection, start_seconds, now)
 
 
 def _run(
@@ -175,7 +215,7 @@ def _lockstep(run: Run, connection: Connection) -> Mapping[str, Any]:
         with run.goodput.span("turn_wait"):
             connection.poll(None)
             with run.log.protocol():
-                message = _command(connection)
+                message = next_command(connection)
         if message["command"] == "finish":
             return message
         results = [run.step() for _ in range(int(message["count"]))]
@@ -196,20 +236,29 @@ def _sequential(run: Run, steps: int, connection: Connection) -> Mapping[str, An
     while run.next_step < steps:
         run.step()
         if connection.poll():
-            command = _command(connection)
+            command = next_command(connection)
             raise ChildError(
                 f"the parent sent {command['command']!r} in mid-run; a run of fixed length takes only 'abort'"
             )
     return {}
 
 
-def _command(connection: Connection) -> Mapping[str, Any]:
+def next_command(
+    connection: Connection, *, known: Sequence[str] = ("step", "finish")
+) -> Mapping[str, Any]:
+    """Wait for the parent's next command; an order to abort ends the conversation.
+
+    Raises:
+        ChildError: the command is none of the known ones.
+    """
     message: Any = connection.recv()
     name = message.get("command") if isinstance(message, dict) else None
     if name == "abort":
         raise _Abort
-    if name not in ("step", "finish"):
-        raise ChildError(f"unknown command {message!r}; the child knows step, finish and abort")
+    if name not in known:
+        raise ChildError(
+            f"unknown command {message!r}; the child knows {', '.join(known)} and abort"
+        )
     command: Mapping[str, Any] = message
     return command
 

@@ -9,6 +9,17 @@ from lanewise.receipts.schema import Memory
 from lanewise.train.meters import NO_MEMORY, Meters
 from lanewise.train.routing_receipt import LOAD_FIELDS
 
+SHARED = "another run shared the process"
+
+COUNTERS = (
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "peak_device_used_bytes",
+    "alloc_retries",
+    "ooms",
+)
+"""Fields of `Memory` that belong to a process."""
+
 SWITCHED_OFF = "observability.{} is off"
 
 
@@ -17,6 +28,7 @@ def memory_record(
     *,
     is_measured: bool,
     is_profiled: bool,
+    is_alone: bool,
     aborted: str | None,
     meters: Meters,
     peak_tensor_bytes: Callable[[], int],
@@ -27,6 +39,7 @@ def memory_record(
         missing: reasons for nulls by dotted path; added to.
         is_measured: whether the lane wants measurements.
         is_profiled: whether the request wants the profiled step.
+        is_alone: whether the process held no other run, so that its peak is this one's.
         aborted: why the run ended early, or None.
         meters: of the run's device.
         peak_tensor_bytes: takes one profiled step; called only by a run that came to its end, on a device that counts no
@@ -42,7 +55,11 @@ def memory_record(
         profiled = "no profiled step was asked for"
     record, reasons = meters.memory(profiled)
     missing |= reasons
-    return record
+    if is_alone:
+        return record
+    counted = [name for name in COUNTERS if getattr(record, name) is not None]
+    missing |= {f"memory.{name}": SHARED for name in counted}
+    return record.model_copy(update=dict.fromkeys(counted))
 
 
 def explain_switches(

@@ -10,6 +10,7 @@ from lanewise.lane.gpu import Gpu
 from lanewise.measure.host import Host
 from lanewise.receipts.telemetry import HostWindow, Telemetry
 from lanewise.receipts.utilization import TensorActivity
+from lanewise.train.memory_receipt import SHARED
 from lanewise.train.meters import (
     NO_GPU,
     CpuMeters,
@@ -42,7 +43,12 @@ class Readings:
 
 
 class MachineWatch:
-    """Meters of the device, its tensor pipes, and the host where no campaign watches it."""
+    """Meters of the device, its tensor pipes, and the host where no campaign watches it.
+
+    Attributes:
+        meters: of the device.
+        is_alone: whether the process holds no other run, so that what the process counts is this run's.
+    """
 
     def __init__(self, gpu: Gpu | None, host: Host, request: RunRequest) -> None:
         """Choose the meters; nothing is read yet.
@@ -53,6 +59,8 @@ class MachineWatch:
             request: the run; in a campaign the lab watches the host and sends what it saw.
         """
         self.meters: Meters = CpuMeters() if gpu is None else CudaMeters(gpu.uuid)
+        place = request.experiment
+        self.is_alone = place is None or place.design != "toggle"
         self._tensor_pipes = None if gpu is None else TensorPipeWatch()
         self._host = HostWatch(host, request.cores) if request.experiment is None else None
         self._started = False
@@ -84,9 +92,15 @@ class MachineWatch:
             telemetry=telemetry,
             host=host,
             device_step_seconds=self.meters.step_seconds(),
-            tensor_activity=NO_GPU if self._tensor_pipes is None else self._tensor_pipes.stop(),
+            tensor_activity=self._tensor_activity(),
             missing=missing | reasons,
         )
+
+    def _tensor_activity(self) -> TensorActivity | str:
+        if self._tensor_pipes is None:
+            return NO_GPU
+        activity = self._tensor_pipes.stop()
+        return activity if self.is_alone else SHARED
 
     def _host_window(self, told: Mapping[str, Any] | None) -> HostWindow | str:
         if told is not None:

@@ -15,6 +15,12 @@ Lockstep protocol over one `multiprocessing.connection` pipe, messages are plain
     parent → child    {"command": "abort"}                                     the child writes no receipt and exits
 
 A parent that goes away (end of file) is an abort.
+
+A screen's child holds both arms (`PairRequest`, `train/toggle.py`). It differs in three messages:
+
+    parent → child    {"command": "turns", "order": "ABBA"}                    one step for each letter, in this order
+    child  → parent   {"event": "stepped", ...}                                lists in the order of the letters
+    child  → parent   {"event": "finished", "receipts": {"A": str, "B": str}, "validity": {"A": str, "B": str}}
 """
 
 from __future__ import annotations
@@ -69,3 +75,30 @@ class RunRequest(Spec):
     planted_delay_ratio: Annotated[float, Field(gt=0.0)] | None = None
     cores: tuple[int, ...] | None = None
     compile_cache_dir: str | None = None
+
+
+class PairRequest(Spec):
+    """Two runs of one process, for a screen.
+
+    Attributes:
+        control: arm A.
+        treated: arm B.
+    """
+
+    control: RunRequest
+    treated: RunRequest
+
+
+def sharing_fault(control: ResolvedLane, treated: ResolvedLane) -> str | None:
+    """Why two lanes cannot be run in one process, or None.
+
+    Compiled code is cached per Python function and counted per process: two compiled models would fill each other's caches
+    (torch recompiles a function for every set of guards, up to a limit, then gives up) and their counts could not be told
+    apart. One compiled model beside an eager one is safe: only its own modules enter the compiler.
+    """
+    if all(lane.runtime_switches.get("regional_compile", False) for lane in (control, treated)):
+        return (
+            "both arms compile, and in one process they would share the compiler's caches; "
+            "measure this feature with `lanewise ablate`, or switch regional_compile off for the screen"
+        )
+    return None

@@ -321,6 +321,7 @@ class Run:
             missing,
             is_measured=watched.measurements,
             is_profiled=self.request.measure_memory,
+            is_alone=self._watch.is_alone,
             aborted=aborted,
             meters=self._watch.meters,
             peak_tensor_bytes=self._peak_tensor_bytes,

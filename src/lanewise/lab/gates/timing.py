@@ -67,7 +67,7 @@ def steady_state(block: BlockEvidence) -> Gate:
     faults: tuple[Fault, ...] = ()
     if not entry.steady:
         faults = (Fault(text=entry.warmup_reason, structural=False),)
-    elif entry.design == "lockstep" and block.num_quads < needed:
+    elif entry.design != "sequential" and block.num_quads < needed:
         text = (
             f"{block.num_quads} quads left after {entry.warmup_steps} warm-up steps, "
             f"{needed} are needed"

@@ -1,0 +1,150 @@
+"""`lanewise screen`: which features deserve a campaign."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lanewise.cli.ablate import (
+    BudgetOption,
+    ConfigOption,
+    DataOption,
+    FeatureOption,
+    LaneArgument,
+    SeedOption,
+    SetOption,
+    ThreadsOption,
+    _lab,
+    _options,
+    _terminable,
+)
+from lanewise.cli.output import (
+    DeviceOption,
+    JsonFlag,
+    StoreOption,
+    console,
+    print_json,
+    print_table,
+)
+from lanewise.errors import RunInterrupted
+
+if TYPE_CHECKING:
+    from lanewise.lab.confirm import Confirmation
+    from lanewise.lab.events import CampaignResult
+    from lanewise.lab.session import Lab
+
+DesignOption = Annotated[
+    Literal["toggle", "plackett-burman"],
+    typer.Option(
+        "--design",
+        help="One process holds both arms of a feature and takes turns; or every run switches all features at once.",
+    ),
+]
+ResumeOption = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="SCREEN", help="Finish this interrupted screen."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this verb group to the command line."""
+    app.command("screen")(screen)
+
+
+def screen(
+    lane: LaneArgument,
+    features: FeatureOption = None,
+    budget: BudgetOption = "2m",
+    design: DesignOption = "toggle",
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    overrides: SetOption = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    resume: ResumeOption = None,
+    store: StoreOption = None,
+    as_json: JsonFlag = False,
+) -> int:
+    """Rank features cheaply and say which deserve a campaign; proves nothing.
+
+    `toggle` builds both arms of a feature in one process and lets them take turns, so it needs one process a feature. Arms
+    that share a process share its memory layout and caches, which has been seen to turn a result round: the words are
+    LIKELY_FASTER, LIKELY_SLOWER and UNCLEAR, and no such decision can graduate. `plackett-burman` runs rows of a design
+    beside their mirror images in fresh processes: a few runs say something about up to 19 features, if their effects add up.
+    False discoveries are held to 10 % of what is called likely.
+    """
+    from lanewise.cli.ablate_view import CampaignView
+    from lanewise.lab.verdicts import EXIT_INVALID
+
+    options = _options(
+        lane, features, budget, "leave-one-out", None, None, None, seed, threads, overrides, config, data, device,
+        pin=True, cache="warm",
+    )  # fmt: skip
+    with _terminable(), CampaignView(console(stderr=True)) as view:
+        lab = _lab(store, view)
+        if resume is None:
+            result = lab.screen(options, design)
+        else:
+            result = lab.resume(options.lane, options.machine_class, resume, verb="screen")
+    _print_result(result, lab, as_json=as_json)
+    if result.interrupted:
+        raise RunInterrupted(
+            "interrupted; finished runs are kept, continue with "
+            f"`lanewise screen {lane} --resume {result.campaign.campaign_id}`"
+        )
+    return EXIT_INVALID if result.campaign.status == "INCOMPLETE" else 0
+
+
+def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:
+    from datetime import UTC, datetime
+
+    from lanewise.dash.html import write_report
+    from lanewise.dash.screen import screen_lines, screen_table
+    from lanewise.lab.campaign import CampaignFolder
+    from lanewise.lab.confirm import confirmation, ranked
+
+    campaign = result.campaign
+    plan = CampaignFolder.find(lab.store.root, campaign.campaign_id).plan()
+    decisions = ranked(result.decisions)
+    found = confirmation(plan, decisions, noise_log=plan.confirm_noise_log or 0.0)
+    report = write_report(lab.store, campaign.campaign_id, now=datetime.now(UTC))
+    if as_json:
+        document: dict[str, Any] = {
+            "campaign": campaign,
+            "decisions": decisions,
+            "confirm": _plain(found),
+            "report": report,
+        }
+        print_json(document)
+        return
+    head, rows = screen_table(decisions)
+    print_table(head, rows)
+    for line in screen_lines(campaign, decisions, store_root=lab.store.root, report_path=report):
+        typer.echo(line)
+    typer.echo(_next(found))
+
+
+def _plain(found: Confirmation) -> dict[str, Any]:
+    return {
+        "features": found.features,
+        "too_small": found.too_small,
+        "blocks": found.blocks,
+        "seconds": found.seconds,
+        "command": found.command,
+    }
+
+
+def _next(found: Confirmation) -> str:
+    from lanewise.dash.format import duration, plural
+
+    small = (
+        f" Too small to confirm on a machine this noisy: {', '.join(found.too_small)}."
+        if found.too_small
+        else ""
+    )
+    if found.command is None:
+        return f"Nothing here deserves a campaign.{small}"
+    cost = f"{plural(found.blocks, 'block')} a feature, about {duration(found.seconds)}"
+    return f"Confirm with `{found.command}` ({cost}).{small}"
