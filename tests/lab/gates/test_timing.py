@@ -23,9 +23,24 @@ def test_goodput_is_added_up_again(changes, ok):
     assert goodput_closure(block(changes)).ok is ok
 
 
-@pytest.mark.parametrize(("gap", "ok"), [(0.0, True), (0.005, True), (0.0051, False)])
-def test_events_and_wall_time_agree_within_half_a_percent(gap, ok):
-    gate = event_wall_closure(block({"timing.event_wall_gap_ratio": gap}))
+@pytest.mark.parametrize(
+    ("gap", "step_seconds", "ok"),
+    [
+        (0.0, 1.0, True),
+        (0.005, 1.0, True),
+        (0.0051, 1.0, False),
+        (0.0099, 0.05, True),  # half a millisecond of 50 ms is 1 %
+        (0.0101, 0.05, False),
+    ],
+)
+def test_events_and_wall_time_agree_within_half_a_percent_or_half_a_millisecond(
+    gap, step_seconds, ok
+):
+    changes = {
+        "timing.event_wall_gap_ratio": gap,
+        "timing.step_duration_seconds.mean": step_seconds,
+    }
+    gate = event_wall_closure(block(changes))
     assert gate.ok is ok
     assert all(fault.structural for fault in gate.faults)
 
