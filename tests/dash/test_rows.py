@@ -114,6 +114,16 @@ def test_the_header_names_the_confidence_used() -> None:
     assert "97.8 % interval" in titles
 
 
+def test_where_decisions_differ_in_confidence_every_interval_says_its_own() -> None:
+    two = [make_decision(), make_decision({"estimate.confidence": 1 - 0.05 / 8})]
+    assert "interval" in [c.title for c in columns(two)]
+    first, second = rows(two)
+    assert first.interval.endswith("] 95 %")
+    assert second.interval.endswith("] 99.37 %")
+    assert "99.37 % interval" in [c.title for c in columns(two[1:])]
+    assert rows(two[1:])[0].interval.endswith("]")
+
+
 TAX = {
     "role": "tax",
     "loss_equal_steps": {"control": 3.66, "treated": 3.628, "delta": -0.032},

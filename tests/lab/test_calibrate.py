@@ -19,6 +19,7 @@ from lanewise.lab.calibrate import (
 )
 from lanewise.lab.calibration import Trials, redraw_calibration
 from lanewise.lab.conditions import valid_until
+from lanewise.measure.boundary import power, smallest_effect
 from lanewise.receipts.store import Store
 from lanewise.receipts.validate import store_faults
 from tests.lab.fake import BASE_SECONDS, World, fake_conditions, options, place
@@ -106,18 +107,49 @@ def test_the_next_plan_uses_it(calibrated):
     assert plan.noise_source == plan.margin.source == result.calibration.calibration_id
     assert plan.noise_log == result.calibration.block_sd_log
     assert plan.margin == result.calibration.margin
-    assert notes(plan) == []
+    upper = result.calibration.block_sd_interval.high
+    (note,) = notes(plan)
+    assert "is known from 16 A/A blocks and may be up to" in note
+    assert f"{math.expm1(upper):.2%}" in note
+    feature = plan.feature("fused_moe")
+    worst = smallest_effect(upper, feature.boundary, margin_log=plan.margin.log_value)
+    assert f"80 % power begins at {math.expm1(worst):.2%}, not at" in note
+    assert worst > feature.detectable_log
 
 
 def test_a_plan_of_fewer_quads_is_warned(calibrated):
-    world, _ = calibrated
+    world, result = calibrated
     plan = world.lab().plan(options(budget_seconds=24.0))
     quads = plan.feature("fused_moe").quads
     most = protocol.MAX_QUADS
     assert quads < most
-    (note,) = notes(plan)
+    note, _uncertainty = notes(plan)
     assert f"{most} quads a block and this plan has {quads}" in note
-    assert f"{math.sqrt(most / quads):.1f} times" in note
+    # Variance of a block of q quads: 1 + 100/q times that of its processes.
+    factor = math.sqrt((1 + 100 / quads) / (1 + 100 / most))
+    assert f"{factor:.1f} times" in note
+    assert plan.noise_log == pytest.approx(factor * result.calibration.block_sd_log)
+    feature = plan.feature("fused_moe")
+    assert plan.planned_mde_log == feature.detectable_log
+    assert power(
+        feature.detectable_log,
+        plan.noise_log,
+        feature.boundary,
+        margin_log=result.calibration.margin.log_value,
+    ) == pytest.approx(0.8, abs=0.01)
+
+
+def test_an_effect_gets_the_blocks_that_its_short_blocks_need(calibrated):
+    """Blocks follow from the noise, quads from the budget, and few quads are noisier than what was calibrated."""
+    world, _ = calibrated
+    effect = math.log1p(0.04)
+    rich = world.lab().plan(options(budget_seconds=3600.0, effect_log=effect))
+    tight = world.lab().plan(options(budget_seconds=90.0, effect_log=effect))
+    rich_moe, tight_moe = rich.feature("fused_moe"), tight.feature("fused_moe")
+    assert tight_moe.quads < rich_moe.quads
+    assert tight_moe.blocks > rich_moe.blocks
+    for plan in (rich, tight):
+        assert plan.feature("fused_moe").detectable_log <= effect * 1.01
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a plan says it can detect, and how many blocks an effect takes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from lanewise.lab import protocol
 from lanewise.lab.arms import ArmBuilder
 from lanewise.lab.detect import blocks_to_find, parse_effect, planned_mde, registered
 from lanewise.lab.margin import Noise
+from lanewise.lab.multiplicity import planned_alpha
 from lanewise.lab.plan import FeaturePlan
 from lanewise.lane.load import load_lane
 from lanewise.measure.boundary import plan_boundary, power
@@ -119,3 +121,37 @@ def test_looks_are_written_down_with_what_they_detect():
 def test_few_blocks_are_looked_at_once_as_ever():
     (moe,) = registered([planned("fused_moe", 4)], arms("fused_moe"), noise())
     assert moe.boundary == Boundary(looks=(4,), alpha=0.05, nominal_alpha=0.05)
+
+
+def test_a_family_shares_five_percent_and_an_a_a_claims_nothing():
+    asked = ("fused_moe", "mtp", "none", "full_stack", "fused_moe.add-one")
+    assert planned_alpha("each", asked) == 0.05
+    assert planned_alpha("family", asked) == 0.05 / 4
+    assert planned_alpha("family", ("none",)) == 0.05
+
+
+def test_a_stricter_level_takes_more_blocks_and_says_what_it_finds():
+    effect, alpha = math.log1p(0.03), 0.05 / 8
+    (each,) = blocks_to_find(effect, arms("fused_moe"), noise()).values()
+    (family,) = blocks_to_find(effect, arms("fused_moe"), noise(), alpha=alpha).values()
+    assert each < family <= 2 * each
+    (moe,) = registered([planned("fused_moe", family)], arms("fused_moe"), noise(), alpha=alpha)
+    assert moe.boundary == plan_boundary(family, alpha=alpha)
+    assert moe.detectable_log <= effect * 1.001
+    (once,) = registered(
+        [planned("fused_moe", 6)], arms("fused_moe"), noise(), looks_once=True, alpha=alpha
+    )
+    assert once.boundary == Boundary(looks=(6,), alpha=alpha, nominal_alpha=alpha)
+    (aa,) = registered([planned("none", 8)], arms("none"), noise(), alpha=alpha)
+    assert aa.boundary.alpha == 0.05
+
+
+@pytest.mark.parametrize(("design", "ratio"), [("lockstep", 10.0), ("sequential", 1.0)])
+def test_noise_follows_quads_by_the_rule_that_plans_spend_by(design, ratio):
+    known = replace(noise(), quads_per_block=16.0, num_blocks=8)
+    fewer = known.at(4, design)
+    share = (1 + ratio**2 / 4) / (1 + ratio**2 / 16)
+    assert fewer.block_sd_log == pytest.approx(0.03 * math.sqrt(share))
+    assert fewer.margin == known.margin
+    assert known.at(16, design) is known.at(64, design) is known, "more quads promise nothing"
+    assert noise().at(3, design) == noise(), "an assumption is of no number of quads"

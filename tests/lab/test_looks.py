@@ -213,6 +213,31 @@ def test_a_stop_that_the_evidence_no_longer_shows_is_incomplete_and_can_be_resum
     assert len(again.decisions[0].blocks) == 5
 
 
+def test_features_that_share_five_percent_keep_their_claims_under_holm(world):
+    """t = 10.4 after three blocks, p = 0.009: below half of 5 %, so Holm keeps it."""
+    deviations = (-0.05, -0.07, -0.06)
+    world.script.seconds = contrasting(deviations, others=0.0)
+    asked = {"features": ("fused_moe", "fused_mamba"), "blocks": 3}
+    each = world.lab().start(long_campaign(**asked))
+    family = world.lab().start(long_campaign(**asked, claims="family"))
+    moe, mamba = family.decisions
+    assert {d.boundary.alpha for d in family.decisions} == {0.025}
+    assert {d.boundary.alpha for d in each.decisions} == {0.05}
+    assert moe.estimate.confidence == 0.975
+    assert mamba.boundary.nominal_alpha == 0.025
+    wide, narrow = moe.estimate, each.decisions[0].estimate
+    assert wide.half_width_log > narrow.half_width_log
+    assert wide.log_ratio == narrow.log_ratio
+    for decision in family.decisions:
+        claims = decision.verdict in (Verdict.FASTER, Verdict.SLOWER)
+        assert not claims or decision.adjusted_p <= 0.05
+    assert "5% is shared by 2 claims, each looked at with 2.50% (--claims family)" in (
+        family.campaign.notes
+    )
+    again, _ = analyse_campaign(world.store, family.campaign.campaign_id, now=NOW)
+    assert again.status == "COMPLETE"
+
+
 # --- kills and peeking -------------------------------------------------------------------------------------------
 
 

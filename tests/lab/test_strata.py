@@ -4,6 +4,10 @@ import math
 
 import pytest
 
+from lanewise.lab.analyse import arm_builder
+from lanewise.lab.campaign import CampaignFolder
+from lanewise.lab.evidence import read_blocks
+from lanewise.lab.judge import judge, machines_disagree
 from lanewise.lab.strata import disagreements
 from lanewise.receipts.decision import Verdict
 from tests.lab.fake import BASE_SECONDS, MACHINE, options, place, state
@@ -65,9 +69,9 @@ def change_machine(world, effects, *, split_block=None):
     world.script.seconds = seconds
 
 
-def campaign_on_two_machines(world):
+def campaign_on_two_machines(world, blocks=6):
     world.script.interrupt = lambda request, step: place(request).startswith("fused_moe/4/")
-    first = world.lab().start(options(blocks=6, budget_seconds=600.0))
+    first = world.lab().start(options(blocks=blocks, budget_seconds=600.0))
     assert first.interrupted
     world.script.interrupt = lambda request, step: False
     return world.lab().resume(options().lane, MACHINE, None).decisions[0]
@@ -84,8 +88,34 @@ def test_machines_that_disagree_are_never_pooled(world) -> None:
     change_machine(world, {"1": 0.8, "2": 0.9})
     decision = campaign_on_two_machines(world)
     assert decision.verdict is Verdict.INVALID
-    assert "block 4: another machine of the class, whose blocks differ" in decision.reason
-    assert [block.valid for block in decision.blocks] == [True] * 3 + [False] * 3
+    assert decision.reason.startswith("block 4: another machine of the class, whose blocks differ")
+    assert [look.outcome for look in decision.looks] == ["difference"]
+
+
+def test_no_later_block_decides_whether_an_earlier_one_counts(world) -> None:
+    """A look has seen the blocks of both machines; what the fifth block shows may not take one of them back."""
+    effects = {1: 0.980, 2: 0.984, 3: 0.982, 4: 0.986, 5: 0.986}
+    change_machine(world, {"1": 1.0, "2": 1.0})
+    world.script.seconds = lambda request, step, now: (
+        BASE_SECONDS
+        * (
+            1.0
+            if request.experiment is None or state(request, "fused_moe") == "off"
+            else effects[request.experiment.block]
+        )
+    )
+    stored = campaign_on_two_machines(world, blocks=5)
+    folder = CampaignFolder.find(world.store.root, stored.campaign_id)
+    evidence = read_blocks(world.store, tuple(folder.finished().values()))
+    assert len(evidence) == 5
+    arms = arm_builder(folder.plan()).build("fused_moe")
+    whole = judge(evidence, arms, cache="warm")
+    for count in range(1, 6):
+        assert [b.valid for b in judge(evidence[:count], arms, cache="warm")] == [
+            b.valid for b in whole[:count]
+        ]
+    assert machines_disagree(whole) is not None
+    assert stored.verdict is Verdict.INVALID
 
 
 def test_a_block_never_crosses_a_machine(world) -> None:

@@ -369,3 +369,21 @@ def test_fewest_blocks_are_enough_and_one_less_is_not(margin: float):
 def test_some_effects_take_more_blocks_than_there_may_be():
     assert b.fewest_blocks(0.03, 0.005, most=24) is None
     assert b.fewest_blocks(0.001, 0.02, margin_log=0.02) is None
+
+
+@pytest.mark.parametrize("num_features", [1, 2, 8, 12, 20, 100])
+def test_crossing_and_p_agree_at_the_level_of_any_family(num_features):
+    """Below 0.2 % the p-value leaves counting for a bound; a level that does not would cross with p above α."""
+    alpha = 0.05 / num_features
+    plan = b.plan_boundary(12, alpha=alpha)
+    assert alpha / 3 <= plan.nominal_alpha < alpha
+    for t_over_critical, crosses in ((1 + 1e-6, True), (1 - 1e-6, False)):
+        t = b.critical_t(12, level=plan.nominal_alpha) * t_over_critical
+        spread = [1.0, -1.0] * 6
+        mean = t * float(np.std(spread, ddof=1)) / math.sqrt(12)
+        found = b.conclude([mean + each for each in spread], plan)
+        assert found.crossed is crosses
+        assert (found.p_value <= alpha) is crosses or found.p_value == pytest.approx(
+            alpha, rel=1e-3
+        )
+        assert not crosses or found.p_value <= alpha

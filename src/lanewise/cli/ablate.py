@@ -69,6 +69,13 @@ EffectOption = Annotated[
         "its budget. --budget is then an upper bound.",
     ),
 ]
+ClaimsOption = Annotated[
+    Literal["each", "family"],
+    typer.Option(
+        "--claims",
+        help="Each feature errs with 5 %, or the family of all features shares it, which graduation of several needs.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
 ThreadsOption = Annotated[
     int | None,
@@ -117,6 +124,7 @@ def ablate(
     block_design: BlockDesignOption = None,
     blocks: BlocksOption = None,
     effect: EffectOption = None,
+    claims: ClaimsOption = "each",
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
@@ -160,6 +168,7 @@ def ablate(
         device,
         pin=pin,
         cache=cache,
+        claims=claims,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
@@ -184,6 +193,7 @@ def plan(
     block_design: BlockDesignOption = None,
     blocks: BlocksOption = None,
     effect: EffectOption = None,
+    claims: ClaimsOption = "each",
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
@@ -216,6 +226,7 @@ def plan(
         device,
         pin=pin,
         cache=cache,
+        claims=claims,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         record = campaign_record(_lab(store, view).plan(options), status="PLANNED")
@@ -224,6 +235,8 @@ def plan(
         return
     for line in header_lines(record):
         typer.echo(line)
+    for note in record.notes:
+        typer.echo(f"note    {note}")
 
 
 def _options(
@@ -243,6 +256,7 @@ def _options(
     *,
     pin: bool,
     cache: Literal["warm", "cold"],
+    claims: Literal["each", "family"],
 ) -> CampaignOptions:
     from lanewise.lab.detect import parse_effect
     from lanewise.lab.plan import parse_budget
@@ -269,6 +283,7 @@ def _options(
         data_path=data,
         pin=pin,
         cache=cache,
+        claims=claims,
     )
 
 

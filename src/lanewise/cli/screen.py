@@ -80,7 +80,7 @@ def screen(
 
     options = _options(
         lane, features, budget, "leave-one-out", None, None, None, seed, threads, overrides, config, data, device,
-        pin=True, cache="warm",
+        pin=True, cache="warm", claims="each",
     )  # fmt: skip
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lanewise.dash import format as fmt
-from lanewise.dash.rows import Tone, interval_of, verdict_tone, verdict_word
+from lanewise.dash.rows import Tone, confidence_words, interval_of, verdict_tone, verdict_word
 from lanewise.errors import ReceiptError, UsageError
 from lanewise.receipts.decision import Decision
 from lanewise.receipts.index import Index
@@ -78,6 +78,8 @@ class LaneRow:
         interval = fmt.MISSING
         if self.interval_low is not None and self.interval_high is not None:
             interval = fmt.percent_interval(self.interval_low - 1, self.interval_high - 1, digits)
+            if self.confidence not in (None, 0.95):
+                interval += f" {confidence_words(self.confidence)}"
         older = f" (+{self.num_older} older)" if self.num_older else ""
         return (
             self.feature,

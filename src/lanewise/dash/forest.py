@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lanewise.dash import format as fmt
 from lanewise.dash.looks import boundary_words, p_cell, stopped_at, stopped_early
-from lanewise.dash.rows import Tone, interval_of, verdict_tone, verdict_word
+from lanewise.dash.rows import Tone, confidence_words, interval_of, verdict_tone, verdict_word
 from lanewise.dash.svg import Canvas, Linear, Scale, SignedLogarithmic
 from lanewise.receipts.decision import Decision, Estimate
 
@@ -169,7 +169,7 @@ def _words(decision: Decision, estimate: Estimate) -> str:
     spread = (
         "no interval"
         if interval is None
-        else f"{100 * estimate.confidence:g} % interval {fmt.percent_interval(interval[0] - 1, interval[1] - 1)}"
+        else f"{confidence_words(estimate.confidence)} interval {fmt.percent_interval(interval[0] - 1, interval[1] - 1)}"
     )
     change = fmt.signed_percent(estimate.ratio - 1)
     return f"{decision.feature} {change}, {spread}, {verdict_word(decision)}"

@@ -79,8 +79,10 @@ def adjustment_sentence(decisions: Sequence[Decision]) -> str | None:
     if len(corrected) < 2 or len(names) != 1:
         return None
     if names == {"holm"}:
+        levels = sorted({d.boundary.alpha for d in corrected if d.boundary is not None})
+        wrong = " or ".join(_level(level) for level in levels) or "5 %"
         return (
-            "Verdicts are per feature, each wrong with 5 %. Adjusted p (Holm) counts everything this campaign asked: "
+            f"Verdicts are per feature, each wrong with {wrong}. Adjusted p (Holm) counts everything this campaign asked: "
             "all features at or below 0.05 are right together with 95 %; graduation demands it."
         )
     return (

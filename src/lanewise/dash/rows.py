@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -118,12 +119,14 @@ def rows(decisions: Sequence[Decision]) -> tuple[Row, ...]:
     """One row per decision, in the order given; all rows share the number of decimals."""
     intervals = (interval_of(decision) for decision in decisions)
     digits = fmt.percent_digits(interval for interval in intervals if interval is not None)
-    return tuple(_row(decision, digits) for decision in decisions)
+    mixed = len(_confidences(decisions)) > 1
+    return tuple(_row(decision, digits, says_confidence=mixed) for decision in decisions)
 
 
 def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
     """The columns, with the header of the interval saying the confidence the decisions used.
 
+    Where decisions differ in it, every cell says its own.
     The base is there when decisions differ in it. The losses are there when a decision compares them: for features that change the mathematics. A narrow terminal gives
     up the loss at equal steps before that at equal time, never the other way round. Looks and corrected p-values are there
     when a decision knows them.
@@ -137,13 +140,22 @@ def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
     )
     if len({d.design for d in decisions}) > 1:
         shown = (shown[0], BASE, *shown[1:])
-    levels = {d.estimate.confidence for d in decisions if d.estimate}
-    if len(levels) != 1 or levels == {0.95}:
+    levels = _confidences(decisions)
+    if not levels or levels == {0.95}:
         return shown
-    title = f"{100 * levels.pop():g} % interval"
+    title = f"{confidence_words(levels.pop())} interval" if len(levels) == 1 else "interval"
     return tuple(
         Column(key=c.key, title=title, right=True) if c.key == "interval" else c for c in shown
     )
+
+
+def _confidences(decisions: Sequence[Decision]) -> set[float]:
+    return {d.estimate.confidence for d in decisions if d.estimate}
+
+
+def confidence_words(level: float) -> str:
+    """`95 %`, `99.38 %`: never rounded up."""
+    return f"{math.floor(1e4 * level + 1e-6) / 100:g} %"
 
 
 def verdict_word(decision: Decision) -> str:
@@ -164,7 +176,7 @@ def interval_of(decision: Decision) -> tuple[float, float] | None:
     return estimate.interval_low, estimate.interval_high
 
 
-def _row(decision: Decision, digits: int) -> Row:
+def _row(decision: Decision, digits: int, *, says_confidence: bool) -> Row:
     estimate, interval = decision.estimate, interval_of(decision)
     quality = decision.quality
     deltas = {
@@ -184,9 +196,7 @@ def _row(decision: Decision, digits: int) -> Row:
         role=decision.role,
         versus=decision.versus,
         step_time=fmt.signed_percent(deltas["step_time"], digits),
-        interval=fmt.MISSING
-        if interval is None
-        else fmt.percent_interval(interval[0] - 1, interval[1] - 1, digits),
+        interval=_interval_cell(decision, digits, says_confidence=says_confidence),
         adjusted_p=p_cell(decision.adjusted_p),
         stopped_at=stopped_at(decision),
         tokens=fmt.signed_percent(deltas["tokens"], digits),
@@ -200,6 +210,15 @@ def _row(decision: Decision, digits: int) -> Row:
         tone=verdict_tone(decision),
         sort_keys={key: value for key, value in deltas.items() if value is not None},
     )
+
+
+def _interval_cell(decision: Decision, digits: int, *, says_confidence: bool) -> str:
+    """The interval; with its confidence where the decisions of the table differ in it."""
+    estimate, interval = decision.estimate, interval_of(decision)
+    if estimate is None or interval is None:
+        return fmt.MISSING
+    cell = fmt.percent_interval(interval[0] - 1, interval[1] - 1, digits)
+    return f"{cell} {confidence_words(estimate.confidence)}" if says_confidence else cell
 
 
 def _nats(delta: float | None, over_seeds: QualityDelta | None) -> str:

@@ -21,7 +21,7 @@ from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.conditions import Conditions, valid_until, why_not
 from lanewise.lab.decide import PRODUCER
 from lanewise.lab.evidence import BlockEvidence, read_blocks
-from lanewise.lab.judge import JudgedBlock, judge
+from lanewise.lab.judge import JudgedBlock, judge, machines_disagree
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lane.digest import digest
 from lanewise.measure.boundary import plan_boundary, smallest_effect
@@ -136,14 +136,16 @@ def _read(store: Store, campaign_id: str) -> _Campaign:
             f"finish it with `lanewise calibrate {plan.lane.name} --resume {campaign_id}`"
         )
     arms = arm_builder(plan).build(NO_FEATURE)
-    entries = sorted(folder.finished().values(), key=lambda entry: entry.block)
-    blocks = judge(read_blocks(store, entries), arms)
+    entries = tuple(folder.finished().values())
+    blocks = judge(read_blocks(store, entries), arms, cache=plan.cache)
     discarded = tuple(
         f"{campaign_id} block {block.evidence.entry.block}: {fault.text}"
         for block in blocks
         for fault in block.faults
     )
     counted = tuple(block for block in blocks if block.valid)
+    if (disagreement := machines_disagree(counted)) is not None:
+        raise CampaignError(f"A/A campaign {campaign_id} is no calibration: {disagreement}")
     if len(counted) < protocol.CALIBRATION_BLOCKS:
         why = f" ({'; '.join(discarded[:3])})" if discarded else ""
         raise CampaignError(

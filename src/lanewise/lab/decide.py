@@ -13,7 +13,7 @@ from lanewise.lab.break_even import break_evens
 from lanewise.lab.judge import JudgedBlock
 from lanewise.lab.plan import CampaignPlan, FeaturePlan
 from lanewise.lab.stance import advice
-from lanewise.lab.stopping import asked, contrasts, looks_at
+from lanewise.lab.stopping import asked, confidence, contrasts, looks_at
 from lanewise.measure.looks import Look
 from lanewise.measure.quality import quality
 from lanewise.measure.stats import estimate_from_contrasts
@@ -161,7 +161,8 @@ def _course(
         return _Course(
             estimate=looks[-1].estimate, look=looks[-1], records=records, incomplete=None
         )
-    estimate = estimate_from_contrasts(known, confidence=protocol.CONFIDENCE) if known else None
+    level = confidence(plan, arms)
+    estimate = estimate_from_contrasts(known, confidence=level) if known else None
     return _Course(
         estimate=estimate,
         look=None,
@@ -195,6 +196,8 @@ def _finding(
             verdict=Verdict.INVALID,
             reason=f"fewer than {protocol.MIN_BLOCKS} blocks count: {'; '.join(noisy)}",
         )
+    if (disagreement := judge.machines_disagree(blocks)) is not None:
+        return _Finding(verdict=Verdict.INVALID, reason=disagreement)
     if arms.subject == NO_FEATURE:
         return _Finding(verdict=Verdict.NOISE, reason=_noise(course.look.estimate))
     early = len(blocks) < planned.blocks

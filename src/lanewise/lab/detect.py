@@ -40,6 +40,7 @@ def question(
     margin_log: float,
     tax_budget_ratio: float | None,
     boundary: Boundary | None = None,
+    alpha: float = protocol.ALPHA,
 ) -> Question:
     """What is asked of a feature's blocks.
 
@@ -49,23 +50,27 @@ def question(
         margin_log: practical margin.
         tax_budget_ratio: budget of a tax.
         boundary: looks as an earlier plan wrote them down; None plans them.
+        alpha: chance of a false difference over the looks to be planned.
     """
     if split_key(feature)[0] == NO_FEATURE:
         return single_look(num_blocks, margin_log=margin_log)
     return Question(
-        boundary=boundary or plan_boundary(num_blocks),
+        boundary=boundary or plan_boundary(num_blocks, alpha=alpha),
         margin_log=margin_log,
         tax_budget_ratio=tax_budget_ratio,
     )
 
 
-def blocks_to_find(effect_log: float, asked: Iterable[Arms], noise: Noise) -> Mapping[str, int]:
+def blocks_to_find(
+    effect_log: float, asked: Iterable[Arms], noise: Noise, *, alpha: float = protocol.ALPHA
+) -> Mapping[str, int]:
     """Feature → fewest blocks that find an effect with 80 % power, at the known noise and with the planned looks.
 
     Args:
         effect_log: the effect; for a tax a distance from its budget, on either side.
         asked: features.
         noise: of a block's contrast, and the margin that an estimate must reach.
+        alpha: chance of a false difference over a feature's looks.
 
     Raises:
         UsageError: the effect is within the margin, or takes more blocks than a campaign may have.
@@ -75,7 +80,7 @@ def blocks_to_find(effect_log: float, asked: Iterable[Arms], noise: Noise) -> Ma
     for arms in asked:
         margin = _smallest_verdict(arms.feature, noise.margin.log_value, arms.tax_budget_ratio)
         if margin not in by_margin:
-            by_margin[margin] = _fewest(effect_log, margin, noise)
+            by_margin[margin] = _fewest(effect_log, margin, noise, alpha)
         needed[arms.feature] = by_margin[margin]
     return needed
 
@@ -86,6 +91,7 @@ def registered(
     noise: Noise,
     *,
     looks_once: bool = False,
+    alpha: float = protocol.ALPHA,
 ) -> tuple[FeaturePlan, ...]:
     """The features with their looks written down, and the smallest effect these find.
 
@@ -95,6 +101,7 @@ def registered(
         noise: of a block's contrast.
         looks_once: after all blocks alone. A campaign from both bases does: a series that may stop because its mean is
             large is no fair sample of it, and the difference of two such series has no interval.
+        alpha: chance of a false difference over a feature's looks.
     """
     budgets = {arms.feature: arms.tax_budget_ratio for arms in asked}
     found: dict[tuple[int, bool, float], tuple[Boundary, float]] = {}
@@ -112,9 +119,10 @@ def registered(
                 feature.blocks,
                 margin_log=noise.margin.log_value,
                 tax_budget_ratio=budgets[key],
-                boundary=single_look(feature.blocks, margin_log=margin).boundary
+                boundary=single_look(feature.blocks, margin_log=margin, alpha=alpha).boundary
                 if looks_once
                 else None,
+                alpha=alpha,
             ).boundary
             found[case] = (
                 boundary,
@@ -140,7 +148,7 @@ def _smallest_verdict(feature: str, margin_log: float, tax_budget_ratio: float |
     )
 
 
-def _fewest(effect_log: float, margin_log: float, noise: Noise) -> int:
+def _fewest(effect_log: float, margin_log: float, noise: Noise, alpha: float) -> int:
     effect = f"{math.expm1(effect_log):.2%}"
     known = f"block noise {math.expm1(noise.block_sd_log):.2%} ({noise.source})"
     if effect_log <= margin_log:
@@ -150,9 +158,13 @@ def _fewest(effect_log: float, margin_log: float, noise: Noise) -> int:
             "an A/A of more blocks on a quieter machine (`lanewise calibrate`)"
         )
     most = protocol.MAX_ASKED_BLOCKS
-    found = fewest_blocks(noise.block_sd_log, effect_log, margin_log=margin_log, most=most)
+    found = fewest_blocks(
+        noise.block_sd_log, effect_log, margin_log=margin_log, alpha=alpha, most=most
+    )
     if found is None:
-        least = smallest_effect(noise.block_sd_log, plan_boundary(most), margin_log=margin_log)
+        least = smallest_effect(
+            noise.block_sd_log, plan_boundary(most, alpha=alpha), margin_log=margin_log
+        )
         raise UsageError(
             f"--effect {effect} takes more than {most} blocks at {known} and margin {math.expm1(margin_log):.2%}; "
             f"{most} find {math.expm1(least):.2%} with 80 % power. Ask for that, measure the noise with "

@@ -122,7 +122,9 @@ def _effect(evidence: Evidence) -> Iterator[Checked]:
         yield check(
             "multiplicity",
             p <= MAX_ADJUSTED_P,
-            text if p <= MAX_ADJUSTED_P else f"{text} is above {MAX_ADJUSTED_P}",
+            text
+            if p <= MAX_ADJUSTED_P
+            else f"{text} is above {MAX_ADJUSTED_P}; a campaign planned with `--claims family` keeps what it finds",
         )
     yield _numerics(evidence)
     if decision.verdict is Verdict.SLOWER:

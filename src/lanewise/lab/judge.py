@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
@@ -86,31 +86,28 @@ def judge(
     for block in blocks:
         gates = block_gates(block, arms, reference=reference, cache=cache)
         judged.append(JudgedBlock(evidence=block, faults=faults_of(gates), gates=gates))
-    return _pooled(judged)
+    return tuple(judged)
 
 
-def _pooled(judged: Sequence[JudgedBlock]) -> tuple[JudgedBlock, ...]:
-    """Blocks of several machines of the class: those of a machine that disagrees with the first one do not count."""
+def machines_disagree(blocks: Sequence[JudgedBlock]) -> str | None:
+    """Why the blocks that count, of several machines of the class, say nothing together; None where they may be pooled.
+
+    Asked of a feature when it is decided. It never drops a block: whether one counts must not hang on its step times, nor on
+    blocks that came after it, or a look could change after it was taken.
+    """
     strata: dict[str, list[float]] = {}
-    for block in judged:
+    numbers: dict[str, list[int]] = {}
+    for block in blocks:
         contrast = block.contrast_log
         if contrast is not None:
             strata.setdefault(_machine(block), []).append(contrast)
-    found = disagreements(strata)
-    return tuple(
-        replace(
-            block,
-            faults=(
-                *block.faults,
-                Fault(
-                    text=found[_machine(block)].text,
-                    structural=found[_machine(block)].is_difference,
-                ),
-            ),
+            numbers.setdefault(_machine(block), []).append(block.evidence.entry.block)
+    return (
+        "; ".join(
+            f"block {', '.join(str(number) for number in numbers[machine])}: {found.text}"
+            for machine, found in disagreements(strata).items()
         )
-        if block.valid and _machine(block) in found
-        else block
-        for block in judged
+        or None
     )
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lanewise.lab import protocol
 from lanewise.lab.arms import NO_FEATURE
 from lanewise.lab.conditions import Conditions, why_not
-from lanewise.lab.plan import FeaturePlan
 from lanewise.lab.protocol import BlockDesign
 from lanewise.lane.resolved import ResolvedLane
+from lanewise.measure.noise import sd_interval
 from lanewise.measure.stats import margin_log
 from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.decision import Decision, Margin, Verdict
@@ -35,6 +35,7 @@ class Noise:
         block_sd_log: expected SD of a block's contrast.
         source: `assumed`, or the id of the calibration or A/A decision.
         quads_per_block: quads of the blocks it was measured in; None where that is not known.
+        num_blocks: A/A blocks behind it; None where it is assumed.
         notes: what a person should know about the choice.
     """
 
@@ -42,17 +43,51 @@ class Noise:
     block_sd_log: float
     source: str
     quads_per_block: float | None = None
+    num_blocks: int | None = None
     notes: tuple[str, ...] = ()
 
-    def fewer_quads(self, features: Sequence[FeaturePlan]) -> tuple[str, ...]:
-        """A warning where a plan has fewer quads a block than the noise was measured with."""
-        planned = [feature.quads for feature in features if feature.skipped_reason is None]
-        if self.quads_per_block is None or not planned or min(planned) >= self.quads_per_block:
+    def at(self, quads: int, design: BlockDesign) -> Noise:
+        """The noise of blocks of so many quads; never less than was measured, whatever more quads might save.
+
+        A block's variance is σ_b²·(1 + r²/q) over q quads, with r of `protocol.QUAD_NOISE_RATIO`. δ stays: it says how well
+        the instrument is known, and the test takes the noise of its own blocks.
+        """
+        if self.quads_per_block is None or quads >= self.quads_per_block:
+            return self
+        ratio = protocol.QUAD_NOISE_RATIO[design] ** 2
+        factor = math.sqrt((1 + ratio / quads) / (1 + ratio / self.quads_per_block))
+        note = (
+            f"noise was calibrated with {self.quads_per_block:g} quads a block and this plan has {quads}: it expects "
+            f"blocks {factor:.1f} times as noisy; a larger --budget buys quads"
+        )
+        return replace(
+            self,
+            block_sd_log=factor * self.block_sd_log,
+            quads_per_block=quads,
+            notes=(*self.notes, note),
+        )
+
+    @property
+    def upper(self) -> Noise | None:
+        """The same at the upper end of what the A/A blocks leave open (95 %); None where nothing was measured."""
+        if self.num_blocks is None or self.block_sd_log == 0:
+            return None
+        return replace(self, block_sd_log=sd_interval(self.block_sd_log, self.num_blocks).high)
+
+    def uncertainty(self, mde_log: float, upper_mde_log: float) -> tuple[str, ...]:
+        """What a plan finds if its machine is as noisy as the A/A blocks allow.
+
+        Args:
+            mde_log: what it finds with 80 % power at this noise.
+            upper_mde_log: the same at `upper`.
+        """
+        upper = self.upper
+        if upper is None:
             return ()
-        factor = math.sqrt(self.quads_per_block / min(planned))
         return (
-            f"noise was calibrated with {self.quads_per_block:g} quads a block and this plan has {min(planned)}: "
-            f"its blocks may be up to {factor:.1f} times as noisy; a larger --budget buys quads",
+            f"block SD {math.expm1(self.block_sd_log):.2%} is known from {self.num_blocks} A/A blocks and may be up to "
+            f"{math.expm1(upper.block_sd_log):.2%}; then 80 % power begins at {math.expm1(upper_mde_log):.2%}, not at "
+            f"{math.expm1(mde_log):.2%} (`lanewise calibrate` again narrows this)",
         )
 
 
@@ -118,6 +153,7 @@ def _calibrated(calibration: CalibrationRecord, rejected: Sequence[str]) -> Nois
         block_sd_log=calibration.block_sd_log,
         source=calibration.calibration_id,
         quads_per_block=calibration.quads_per_block,
+        num_blocks=calibration.num_blocks,
         notes=tuple(notes),
     )
 
@@ -149,6 +185,7 @@ def _from_decision(
         ),
         block_sd_log=newest.estimate.block_sd_log,
         source=newest.decision_id,
+        num_blocks=newest.estimate.num_blocks,
         notes=notes,
     )
 

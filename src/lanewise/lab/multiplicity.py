@@ -10,8 +10,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lanewise.lab.arms import NO_FEATURE
+from lanewise.lab.keys import split_key
+from lanewise.lab.protocol import ALPHA, Claims
 from lanewise.measure.stats import benjamini_hochberg, holm
 from lanewise.receipts.decision import Decision, Verdict
+
+
+def planned_alpha(claims: Claims, keys: Sequence[str]) -> float:
+    """Chance of a false difference that a feature's looks may use up.
+
+    Args:
+        claims: `each` feature errs with 5 %; the `family` shares it, as α ÷ m, the level that Holm's smallest p must reach.
+            A feature whose looks cross there keeps its claim after the correction, whatever the others do.
+        keys: of all that will be measured; an A/A claims nothing.
+    """
+    claiming = sum(split_key(key)[0] != NO_FEATURE for key in keys)
+    return ALPHA / claiming if claims == "family" and claiming else ALPHA
 
 
 def adjusted(

@@ -20,7 +20,8 @@ from pydantic import Field
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
 from lanewise.lab.keys import Design, split_key
-from lanewise.lab.protocol import BlockDesign
+from lanewise.lab.multiplicity import planned_alpha
+from lanewise.lab.protocol import BlockDesign, Claims
 from lanewise.lane.schema import Lane
 from lanewise.measure.stats import mde
 from lanewise.receipts.decision import Boundary, Margin
@@ -103,6 +104,8 @@ class CampaignPlan(Record):
     left_out: dict[str, str] = Field(default_factory=dict)
     """Features that a screening design does without, and why."""
     mode: Literal["confirm", "screen"] = "confirm"
+    claims: Claims = "each"
+    """What shares 5 %: the looks of each feature, or those of all features together. It is in their boundaries."""
     effect_log: float | None = None
     """Effect that the blocks were chosen to find; null where the budget or a number of blocks decided."""
 
@@ -181,6 +184,7 @@ def allocate(
     finish_seconds: float,
     design: BlockDesign,
     blocks: int | Mapping[str, int] | None = None,
+    claims: Claims = "each",
 ) -> tuple[FeaturePlan, ...]:
     """Spend the seconds on blocks and quads, in the order of the candidates.
 
@@ -191,6 +195,7 @@ def allocate(
         design: how a block is run.
         blocks: blocks per feature, fixed by the user; None lets the budget decide. Feature → blocks are what an effect
             needs: then none of them is dropped for the budget.
+        claims: what shares 5 %; a stricter level is better served by more and shorter blocks.
 
     Raises:
         UsageError: not even the cheapest feature fits, or not all of those whose blocks an effect asks for.
@@ -205,7 +210,7 @@ def allocate(
         quads = _promised(kept, blocks, prices, available_seconds)
     else:
         fewest = blocks or protocol.VERDICT_BLOCKS
-        kept, wanted, quads = _affordable(kept, blocks, prices, available_seconds)
+        kept, wanted, quads = _affordable(kept, blocks, prices, available_seconds, claims)
         counts = {candidate.feature: wanted for candidate in kept}
     return tuple(
         _planned(candidate, counts[candidate.feature], quads, prices)
@@ -216,7 +221,11 @@ def allocate(
 
 
 def _affordable(
-    kept: list[Candidate], blocks: int | None, prices: _Prices, available_seconds: float
+    kept: list[Candidate],
+    blocks: int | None,
+    prices: _Prices,
+    available_seconds: float,
+    claims: Claims,
 ) -> tuple[list[Candidate], int, int]:
     """Features, blocks of each and quads that the seconds pay for."""
     wanted = blocks or protocol.VERDICT_BLOCKS
@@ -241,7 +250,8 @@ def _affordable(
             )
     most = wanted if blocks is not None else max(wanted, protocol.MAX_BLOCKS)
     ratio = protocol.QUAD_NOISE_RATIO[prices.design]
-    return kept, *_sharpest(range(wanted, most + 1), fits, ratio)
+    alpha = planned_alpha(claims, [candidate.feature for candidate in kept])
+    return kept, *_sharpest(range(wanted, most + 1), fits, ratio, alpha)
 
 
 def _subject(candidate: Candidate) -> str:
@@ -318,7 +328,10 @@ def _skipped(candidate: Candidate, num_blocks: int, prices: _Prices) -> FeatureP
 
 
 def _sharpest(
-    choices: Sequence[int], fits: Callable[[int, int], bool], quad_noise_ratio: float
+    choices: Sequence[int],
+    fits: Callable[[int, int], bool],
+    quad_noise_ratio: float,
+    alpha: float,
 ) -> tuple[int, int]:
     """Blocks and quads that fit and detect the smallest effect; the fewest blocks where nothing fits.
 
@@ -326,6 +339,7 @@ def _sharpest(
         choices: numbers of blocks, rising.
         fits: whether so many blocks of so many quads can be paid.
         quad_noise_ratio: SD of a quad ÷ SD between blocks.
+        alpha: two-sided level of the test.
     """
 
     def most_quads(num_blocks: int) -> int:
@@ -336,7 +350,7 @@ def _sharpest(
 
     def detectable(pair: tuple[int, int]) -> float:
         num_blocks, quads = pair
-        return mde(math.sqrt(1.0 + quad_noise_ratio**2 / quads), num_blocks)
+        return mde(math.sqrt(1.0 + quad_noise_ratio**2 / quads), num_blocks, alpha=alpha)
 
     return min(found, key=detectable, default=(choices[0], protocol.MIN_QUADS))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
-from lanewise.lab.arms import ArmBuilder, questions
+from lanewise.lab.arms import ArmBuilder, Question, questions
 from lanewise.lab.caches import CacheMode, CompileCaches
 from lanewise.lab.children import Launcher
 from lanewise.lab.conditions import Conditions
@@ -16,7 +16,8 @@ from lanewise.lab.detect import blocks_to_find, planned_mde, registered
 from lanewise.lab.events import Listener, PilotVisited
 from lanewise.lab.keys import Design
 from lanewise.lab.margin import Noise, known_noise
-from lanewise.lab.pilot import Pilot
+from lanewise.lab.multiplicity import planned_alpha
+from lanewise.lab.pilot import Pilot, PilotResult
 from lanewise.lab.placement import Placement
 from lanewise.lab.plan import (
     RESERVE_RATIO,
@@ -25,7 +26,7 @@ from lanewise.lab.plan import (
     FeaturePlan,
     allocate,
 )
-from lanewise.lab.protocol import BlockDesign
+from lanewise.lab.protocol import BlockDesign, Claims
 from lanewise.lane.machine import DeviceType
 from lanewise.lane.schema import Lane
 from lanewise.receipts.store import Store
@@ -54,6 +55,7 @@ class CampaignOptions:
         block_design: how a block is run; None decides by memory.
         blocks: blocks per feature; None lets the budget decide.
         effect_log: effect to find, from which blocks follow; None lets `blocks` or the budget decide.
+        claims: what shares 5 %: each feature's looks, or those of all features together.
         seed: of every random order.
         num_threads: threads of each training process.
         data_path: replaces the lane's data; None keeps it.
@@ -74,6 +76,7 @@ class CampaignOptions:
     num_threads: int
     data_path: str | None
     effect_log: float | None = None
+    claims: Claims = "each"
     pin: bool = True
     cache: CacheMode = "warm"
     planted_ratio: float | None = None
@@ -141,6 +144,7 @@ def make_plan(
     if options.effect_log is not None:
         # What cannot be found under the design that most lanes get is refused before the pilot takes its time.
         hoped_for = noise_of(options.block_design or "lockstep")
+        # Fewer features than asked for may stay, which makes the level milder; so one feature's is the least refused.
         blocks_to_find(options.effect_log, [q.arms for q in asked], hoped_for)
     free_bytes = free_memory_bytes(options.device_type)
     pilot = Pilot(
@@ -159,20 +163,36 @@ def make_plan(
     )
     if not placement.pinned:
         notes = (*notes, f"processes are not pinned: {placement.reason}")
-    noise = noise_of(block_design)
-    features = allocate(
-        [pilot.candidate(question) for question in asked],
-        options.budget_seconds * (1.0 - RESERVE_RATIO) - pilot.seconds,
-        finish_seconds=FINISH_SECONDS,
-        design=block_design,
-        blocks=options.blocks
-        if options.effect_log is None
-        else blocks_to_find(options.effect_log, [q.arms for q in asked], noise),
+    noise, features = _allocated(
+        options,
+        asked,
+        pilot,
+        noise_of(block_design),
+        block_design,
     )
     _require_cold_runs(options, features)
-    features = registered(
-        features, [q.arms for q in asked], noise, looks_once=options.design == "both"
-    )
+    alpha = planned_alpha(options.claims, [f.feature for f in features if not f.skipped_reason])
+
+    def looked_at(expected: Noise) -> tuple[FeaturePlan, ...]:
+        return registered(
+            features,
+            [q.arms for q in asked],
+            expected,
+            looks_once=options.design == "both",
+            alpha=alpha,
+        )
+
+    registered_features = looked_at(noise)
+    found_log = planned_mde(noise.block_sd_log, registered_features)
+    if noise.upper is not None:
+        worst_log = planned_mde(noise.upper.block_sd_log, looked_at(noise.upper))
+        noise = replace(noise, notes=(*noise.notes, *noise.uncertainty(found_log, worst_log)))
+    if alpha < protocol.ALPHA:
+        shared = round(protocol.ALPHA / alpha)
+        notes = (
+            *notes,
+            f"{protocol.ALPHA:.0%} is shared by {shared} claims, each looked at with {alpha:.2%} (--claims family)",
+        )
     return CampaignPlan(
         campaign_id=campaign_id,
         created_at=created_at,
@@ -187,17 +207,51 @@ def make_plan(
         num_threads=options.num_threads,
         finish_seconds=FINISH_SECONDS,
         pilot_seconds=pilot.seconds,
-        features=features,
+        features=registered_features,
         margin=noise.margin,
         noise_log=noise.block_sd_log,
         noise_source=noise.source,
-        planned_mde_log=planned_mde(noise.block_sd_log, features),
+        planned_mde_log=found_log,
         pinned=placement.pinned,
         cache=caches.mode,
+        claims=options.claims,
         effect_log=options.effect_log,
         planted_ratio=options.planted_ratio,
-        notes=(*design_notes, *notes, *noise.notes, *noise.fewer_quads(features)),
+        notes=(*design_notes, *notes, *noise.notes),
     )
+
+
+def _allocated(
+    options: CampaignOptions,
+    asked: Sequence[Question],
+    pilot: PilotResult,
+    noise: Noise,
+    block_design: BlockDesign,
+) -> tuple[Noise, tuple[FeaturePlan, ...]]:
+    """Blocks and quads of every feature, and the noise that blocks of so many quads have.
+
+    An effect takes blocks by the noise, the budget gives them quads, and few quads make noisier blocks: so blocks are
+    counted again until both agree.
+    """
+    candidates = [pilot.candidate(question) for question in asked]
+    alpha = planned_alpha(options.claims, [c.feature for c in candidates if c.failure is None])
+    expected = noise
+    while True:
+        features = allocate(
+            candidates,
+            options.budget_seconds * (1.0 - RESERVE_RATIO) - pilot.seconds,
+            finish_seconds=FINISH_SECONDS,
+            design=block_design,
+            blocks=options.blocks
+            if options.effect_log is None
+            else blocks_to_find(options.effect_log, [q.arms for q in asked], expected, alpha=alpha),
+            claims=options.claims,
+        )
+        quads = min((f.quads for f in features if f.skipped_reason is None), default=0)
+        found = noise.at(quads, block_design) if quads else noise
+        if options.effect_log is None or found.block_sd_log <= expected.block_sd_log:
+            return found, features
+        expected = found
 
 
 def measured_lane(options: CampaignOptions) -> tuple[Lane, tuple[str, ...]]:

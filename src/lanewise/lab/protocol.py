@@ -14,6 +14,9 @@ from lanewise.receipts.environment import HUGE_PAGES_TUNABLE
 
 BlockDesign = Literal["lockstep", "sequential", "toggle"]
 
+Claims = Literal["each", "family"]
+"""What 5 % is shared by: the looks of one feature, or those of all features of a campaign."""
+
 METHOD: Final = "paired-blocks-t"
 """Median over quads of mean log B − mean log A per block; t-interval over blocks."""
 
@@ -24,6 +27,9 @@ DECISION_VERSION: Final = "2"
 """How blocks become a decision. 1: one look, t interval. 2: planned looks, stage-wise interval; equal to 1 with one look."""
 
 CONFIDENCE: Final = 0.95
+
+ALPHA: Final = 0.05
+"""Two-sided chance of a false difference over all looks of a feature, or over all features that share it."""
 
 LEAD_STEPS: Final = 2
 """Steps each arm takes before the first quad. They never count; what is detected on top of them is dropped too."""

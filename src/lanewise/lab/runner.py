@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lanewise.errors import ChildError, StoreError
-from lanewise.lab import protocol
 from lanewise.lab.analyse import analyse_campaign, arm_builder, campaign_record
 from lanewise.lab.arms import Arms
 from lanewise.lab.caches import CompileCaches
@@ -33,7 +32,7 @@ from lanewise.lab.pilot import fill_cache
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.schedule import block_order
 from lanewise.lab.sequential import run_sequential
-from lanewise.lab.stopping import contrasts, looks_at
+from lanewise.lab.stopping import confidence, contrasts, looks_at
 from lanewise.lab.toggle import run_toggle
 from lanewise.lab.validity import disturbance
 from lanewise.lab.visit import BlockTask
@@ -275,7 +274,7 @@ class Runner:
                 block=entry.block,
                 num_blocks=plan.blocks[entry.feature],
                 reasons=tuple(fault.text for fault in this.faults),
-                estimate=estimate_from_contrasts(known, confidence=protocol.CONFIDENCE)
+                estimate=estimate_from_contrasts(known, confidence=confidence(plan, arms))
                 if known
                 else None,
             )

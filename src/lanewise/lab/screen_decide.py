@@ -118,7 +118,8 @@ def _rows(context: Context, num_factors: int, blocks: Sequence[JudgedBlock]) -> 
     incomplete = None
     if len(blocks) < planned:
         incomplete = f"{len(blocks)} of {planned} runs of rows were made"
-    if (faults := _faults(blocks, structural=True)) is not None:
+    faults = _faults(blocks, structural=True) or _disagreement(blocks)
+    if faults is not None:
         failed = _Outcome(
             estimate=None, failure=faults, verdict=Verdict.INVALID, incomplete=incomplete
         )
@@ -308,6 +309,16 @@ def _faults(blocks: Sequence[JudgedBlock], *, structural: bool) -> str | None:
         if fault.structural or not structural
     )
     return "; ".join(texts) or None
+
+
+def _disagreement(blocks: Sequence[JudgedBlock]) -> str | None:
+    """Rows whose runs were on machines that disagree; rows differ among each other by design."""
+    rows = dict.fromkeys(block.evidence.entry.feature for block in blocks)
+    found = (
+        (row, judge.machines_disagree([b for b in blocks if b.evidence.entry.feature == row]))
+        for row in rows
+    )
+    return "; ".join(f"{row} {text}" for row, text in found if text is not None) or None
 
 
 def _observed_in_rows(blocks: Sequence[JudgedBlock], arms: Arms) -> tuple[str, ...]:

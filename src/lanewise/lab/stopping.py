@@ -8,6 +8,7 @@ from lanewise.lab.arms import Arms
 from lanewise.lab.detect import question
 from lanewise.lab.judge import JudgedBlock
 from lanewise.lab.plan import CampaignPlan
+from lanewise.lab.protocol import ALPHA
 from lanewise.measure.looks import Look, Question, single_look, walk
 
 
@@ -27,6 +28,12 @@ def asked(plan: CampaignPlan, arms: Arms) -> Question:
         tax_budget_ratio=arms.tax_budget_ratio,
         boundary=planned.boundary,
     )
+
+
+def confidence(plan: CampaignPlan, arms: Arms) -> float:
+    """Coverage that intervals of a feature claim; plans of 1.0 and screens wrote down no looks."""
+    boundary = plan.feature(arms.feature).boundary
+    return 1 - (ALPHA if boundary is None else boundary.alpha)
 
 
 def looks_at(

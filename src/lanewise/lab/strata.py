@@ -3,7 +3,8 @@
 A block never crosses a machine, so its contrast is clean whichever ran it. Whether the contrasts of two machines may be
 pooled is asked of the blocks themselves: the means of a machine's blocks and of the first machine's must differ by less than
 2 standard errors, with the SD within machines pooled over all of them (measurement protocol, plan for hosts that are lent
-for minutes). Where they differ by more, or too few blocks tell, the blocks of the later machine do not count.
+for minutes). Where they differ by more, or too few blocks tell, the feature has no verdict. Leaving out the blocks that
+disagree instead would choose evidence by its outcome.
 """
 
 from __future__ import annotations

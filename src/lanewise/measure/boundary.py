@@ -278,8 +278,17 @@ def _turning_effects(
 
 
 def _nominal_alpha(looks: tuple[int, ...], alpha: float) -> float:
-    """The largest level at which no more than α of the simulated campaigns cross."""
-    return alpha if len(looks) == 1 else float(_smallest_p(looks)[int(alpha * NUM_DRAWS) - 1])
+    """The largest level at which no more than α of the simulated campaigns cross.
+
+    Below `RARE_P`, where too few of them do, it is the level whose overall p is α, so that crossing and p agree there too.
+    """
+    if len(looks) == 1:
+        return alpha
+    counted = float(_smallest_p(looks)[max(int(alpha * NUM_DRAWS), 1) - 1])
+    if counted >= RARE_P:
+        return counted
+    root = brentq(lambda level: _overall_p(level, looks) - alpha, 0.0, RARE_P, xtol=1e-12)
+    return float(root) * (1 - 1e-9)
 
 
 def _overall_p(nominal_p: float, looks: tuple[int, ...]) -> float:

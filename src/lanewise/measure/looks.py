@@ -16,7 +16,6 @@ from lanewise.measure.boundary import (
     conclude,
     critical_t,
     is_futile,
-    plan_boundary,
 )
 from lanewise.measure.stats import estimate_from_contrasts, paired_t_p
 from lanewise.receipts.decision import Boundary, Estimate, LookOutcome, LookRecord, Verdict
@@ -100,11 +99,16 @@ def walk(
 
 
 def single_look(
-    num_blocks: int, *, margin_log: float, tax_budget_ratio: float | None = None
+    num_blocks: int,
+    *,
+    margin_log: float,
+    tax_budget_ratio: float | None = None,
+    alpha: float = 0.05,
 ) -> Question:
     """The question of a plan without early looks."""
-    boundary = plan_boundary(num_blocks)
-    one = Boundary(looks=(num_blocks,), alpha=boundary.alpha, nominal_alpha=boundary.alpha)
+    if num_blocks < 2:
+        raise ValueError(f"{num_blocks} blocks have no spread; at least 2 are needed")
+    one = Boundary(looks=(num_blocks,), alpha=alpha, nominal_alpha=alpha)
     return Question(boundary=one, margin_log=margin_log, tax_budget_ratio=tax_budget_ratio)
 
 
