@@ -110,3 +110,30 @@ def test_both_bases_print_waterfall_table_and_sentence(world, capsys):
     assert "Interactions: none larger than " in out
     assert run(["report"]) == 0
     assert "from the bare lane to the full stack" in capsys.readouterr().out
+
+
+def test_a_screen_out_of_budget_claims_nothing_and_goes_on_without_its_name(world, capsys):
+    world.script.interrupt = lambda request, step: place(request) == "fused_moe/1/B" and step == 5
+    assert run(SCREEN) == 130
+    out = capsys.readouterr().out
+    assert "deserves a campaign" not in out
+    assert "INCOMPLETE: this screen says nothing yet. Finish it with `lanewise screen " in out
+    world.script.interrupt = lambda request, step: False
+    assert run(["screen", "nam56r-tiny", "--resume"]) == 0
+    assert "LIKELY_FASTER" in capsys.readouterr().out
+
+
+def test_features_that_were_not_screened_are_not_called_undeserving(world, capsys):
+    assert run(["screen", "nam56r-tiny", "--budget", "20s"]) in (0, 2)
+    out, err = capsys.readouterr()
+    assert "Nothing here deserves a campaign" not in out + err
+
+
+def test_both_bases_are_told_apart_while_they_run(world, capsys):
+    arguments = ["ablate", "nam56r-tiny", *FEATURES, "--design", "both", "--blocks", "2"]
+    assert run([*arguments, "--budget", "200s"]) in (0, 4)
+    err = capsys.readouterr().err
+    assert "fused_moe (bare lane)  block 2/2  " in err
+    assert "fused_moe (full stack)  block 2/2  " in err
+    assert ".add-one" not in err
+    assert ".leave-one-out" not in err

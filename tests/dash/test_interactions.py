@@ -12,6 +12,7 @@ import pytest
 from lanewise.dash.evidence import gather
 from lanewise.dash.html import render_report
 from lanewise.dash.interactions import HEAD, interaction_rows
+from lanewise.dash.page import build_page
 from lanewise.dash.rows import columns
 from lanewise.dash.summary import closing_lines, gaps, header_lines, verdict_sentence
 from lanewise.dash.terminal import interaction_lines
@@ -165,3 +166,17 @@ def test_a_screens_report_says_that_it_proves_nothing(tmp_path, design):
     assert "a screen, which proves nothing" in page
     assert "proves nothing" in header_lines(result.campaign)[-1]
     assert gaps(result.campaign, result.decisions) == ()
+
+
+def test_a_report_of_both_bases_says_which_base_and_shows_the_verdict_first(example):
+    world, result = example
+    evidence = gather(world.store, result.campaign.campaign_id)
+    page = build_page(evidence, now=NOW)
+    assert page.forest is not None
+    words = ElementTree.fromstring(page.forest).find("{*}desc").text
+    assert "fused_moe (bare lane) −" in words
+    assert "fused_moe (full stack) −" in words
+    assert "full_stack (" not in words
+    keys = [column.key for column in page.columns]
+    assert keys[:5] == ["feature", "base", "verdict", "step_time", "interval"]
+    assert sorted(keys) == sorted(column.key for column in columns(result.decisions))

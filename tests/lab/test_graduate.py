@@ -232,7 +232,9 @@ def test_a_copy_of_a_campaign_in_a_second_store_counts_once(
 
 
 def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder of this machine"):
+    with pytest.raises(
+        UsageError, match=r"no campaign in .*nowhere; run `lanewise ablate LANE` first"
+    ):
         read_evidence([str(tmp_path / "nowhere")], now=NOW)
 
 

@@ -111,8 +111,12 @@ DataOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
-    app.command("ablate")(ablate)
-    app.command("plan")(plan)
+    app.command("ablate", short_help="Measure which features move step time, in matched runs.")(
+        ablate
+    )
+    app.command("plan", short_help="What a campaign would cost and could detect; runs a pilot.")(
+        plan
+    )
 
 
 def ablate(

@@ -9,6 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
+from lanewise.dash.format import on_base, plural
 from lanewise.dash.terminal import CampaignProgress, header_lines
 from lanewise.lab.events import (
     BlockAdvanced,
@@ -21,6 +22,7 @@ from lanewise.lab.events import (
     PilotVisited,
     PlanReady,
 )
+from lanewise.lab.keys import split_key
 
 
 class CampaignView:
@@ -54,31 +56,34 @@ class CampaignView:
                     self._line(line)
                 self._progress.start(event.campaign, finished_blocks=event.finished_blocks)
             case BlockStarted():
-                self._progress.block_started(event.feature, event.block, event.num_blocks)
+                self._progress.block_started(_name(event.feature), event.block, event.num_blocks)
             case BlockAdvanced():
                 self._progress.tick(event.done_ratio)
             case BlockFinished():
                 self._finished(event)
             case BlockDiscarded():
                 self._progress.block_discarded(
-                    event.feature, event.block, event.reason, retried=event.again
+                    _name(event.feature), event.block, event.reason, retried=event.again
                 )
             case FeatureStopped():
                 self._progress.feature_stopped(
-                    event.feature, event.blocks_run, event.num_blocks, event.outcome
+                    _name(event.feature), event.blocks_run, event.num_blocks, event.outcome
                 )
             case OutOfBudget():
+                missing = plural(event.missing_blocks, "block")
                 self._line(
-                    f"the budget is used up with {event.missing_blocks} blocks missing; --resume runs them"
+                    f"the budget is used up with {missing} missing; --resume runs what is missing"
                 )
 
     def _finished(self, event: BlockFinished) -> None:
         if event.reasons or event.estimate is None:
-            self._progress.block_discarded(event.feature, event.block, "; ".join(event.reasons))
+            self._progress.block_discarded(
+                _name(event.feature), event.block, "; ".join(event.reasons)
+            )
             return
         spread = event.estimate.half_width_log is not None
         self._progress.block_finished(
-            event.feature,
+            _name(event.feature),
             event.block,
             event.num_blocks,
             event.estimate.ratio,
@@ -90,7 +95,14 @@ class CampaignView:
         self._console.print(Text(text), soft_wrap=True)
 
 
+def _name(key: str) -> str:
+    """What a person reads for a key of the plan: `fused_moe`, `fused_moe (full stack)`."""
+    return on_base(*split_key(key))
+
+
 def _pilot_line(event: PilotVisited) -> str:
+    key, equals, state = event.name.partition("=")
+    name = f"{_name(key)}{equals}{state}"
     if event.failure is not None:
-        return f"pilot   {event.name}: {event.failure}"
-    return f"pilot   {event.name}: {event.step_seconds:.3f} s/step"
+        return f"pilot   {name}: {event.failure}"
+    return f"pilot   {name}: {event.step_seconds:.3f} s/step"

@@ -29,7 +29,9 @@ EXIT_INCONCLUSIVE = 4
 
 def register(app: typer.Typer) -> None:
     """Add this verb to the command line."""
-    app.command("calibrate")(calibrate)
+    app.command("calibrate", short_help="How noisy a lane is here, from arms that do not differ.")(
+        calibrate
+    )
 
 
 def calibrate(

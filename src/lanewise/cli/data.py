@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
 
 
-@group.command()
+@group.command(short_help="Count documents and tokens; show the digest.")
 def inspect(
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help=SOURCE_HELP)] = "stdlib",
     tokenizer: TokenizerOption = "bytes",
@@ -70,7 +70,7 @@ def inspect(
         show.print(f"  {begins} {piece['document_id']}: {piece['text']!r}", markup=False)
 
 
-@group.command()
+@group.command(short_help="Tokenise SOURCE once into a folder for --data.")
 def prepare(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
-    app.command()(doctor)
+    app.command(short_help="This machine: every op and backend, and what it can do at best.")(
+        doctor
+    )
 
 
 def doctor(

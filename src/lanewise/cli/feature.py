@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
 
 
-@group.command("list")
+@group.command("list", short_help="Every feature, and its family in the article.")
 def list_(as_json: JsonFlag = False) -> None:
     """List the article's seven feature families, then every feature of this version."""
     from lanewise.lane.families import FAMILIES
@@ -62,7 +62,7 @@ def list_(as_json: JsonFlag = False) -> None:
     )
 
 
-@group.command()
+@group.command(short_help="What each state sets and what it is compared with.")
 def show(
     key: Annotated[str, typer.Argument(help="Key of the feature, e.g. fused_moe.")],
     as_json: JsonFlag = False,

@@ -28,7 +28,9 @@ UNFINISHED = "\ufffd"
 
 def register(app: typer.Typer) -> None:
     """Add this verb to the command line."""
-    app.command("generate")(generate)
+    app.command("generate", short_help="Write on from a prompt with a trained checkpoint.")(
+        generate
+    )
 
 
 def generate(

@@ -31,7 +31,9 @@ QUIET_SECONDS = 2.0
 
 def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
-    app.command("graduate")(graduate)
+    app.command("graduate", short_help="Turn twice proven decisions into defaults of train.")(
+        graduate
+    )
 
 
 def graduate(

@@ -73,7 +73,7 @@ def list_(as_json: JsonFlag = False) -> None:
         )
 
 
-@group.command()
+@group.command(short_help="Identity, parameters, FLOPs, features and who decided them.")
 def show(
     lane: LaneArgument,
     resolved: Annotated[
@@ -123,7 +123,7 @@ def show(
     )
 
 
-@group.command()
+@group.command(short_help="Check a lane: every problem with its line.")
 def check(
     lane: LaneArgument,
     config: ConfigOption = None,
@@ -151,7 +151,7 @@ def check(
         typer.echo(f"`lanewise train` will refuse it, not built yet: {'; '.join(missing)}")
 
 
-@group.command()
+@group.command(short_help="In which fields two lanes are not comparable.")
 def diff(
     lane_a: LaneArgument,
     lane_b: LaneArgument,

@@ -96,7 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     try:
-        result = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        result = app(
+            args=None if arguments is None else list(arguments),
+            prog_name="lanewise",
+            standalone_mode=False,
+        )
     except LanewiseError as error:
         _complain(str(error), error.exit_code)
         return error.exit_code

@@ -64,7 +64,7 @@ def list_receipts(
     store: StoreOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """List receipts, newest first; unreadable ones are named on stderr."""
+    """List receipts, newest first. Unreadable ones are named on stderr."""
     from lanewise.receipts.index import Index
 
     place = _store(store)
@@ -121,7 +121,7 @@ def show(
     store: StoreOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Show one receipt: what was asked, what was observed, how long it took, whether it counts.
+    """Show one receipt: asked, observed, how long, whether it counts.
 
     With --view, just the fields of one question; docs/VIEWS.md says what each field is.
     """
@@ -151,7 +151,7 @@ def validate(
     store: StoreOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Check schema, identity, sidecar digests and closure of goodput; exit 3 if anything is invalid."""
+    """Check schema, identity, sidecars and closure of goodput. Exit 3 if anything is invalid."""
     num_checked = 0
     invalid: list[tuple[str, list[str]]] = []
     for location, faults in _all_faults(references or [], _store(store)):
@@ -179,7 +179,7 @@ def validate(
 def diff(
     first: Reference, second: Reference, store: StoreOption = None, json: JsonFlag = False
 ) -> None:
-    """Say whether two receipts may meet in one test, and print the fields in which they differ."""
+    """Say whether two receipts may meet in one test. Prints the fields in which they differ."""
     from dataclasses import asdict
 
     from lanewise.receipts.compare import declared_features, unmatched_starts
@@ -227,7 +227,7 @@ def diff(
 
 
 def reindex(store: StoreOption = None, json: JsonFlag = False) -> None:
-    """Rebuild the index from the files; nothing is ever lost by it."""
+    """Rebuild the index from the files. Nothing is ever lost by it."""
     from dataclasses import asdict
 
     from lanewise.receipts.index import Index

@@ -22,7 +22,7 @@ def pack(
     store: StoreOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Put campaigns with all their evidence into one file, to look at or to resume them on another machine.
+    """Put campaigns with all their evidence into one file. It can be looked at, or resumed on another machine.
 
     There: `lanewise receipt unpack FILE`, `lanewise ablate LANE --resume ID`, `lanewise receipt pack FILE --campaign ID`;
     back here `receipt unpack` takes the new blocks in.
@@ -46,7 +46,7 @@ def pack(
 
 
 def unpack(archive: ArchiveArgument, store: StoreOption = None, json: JsonFlag = False) -> None:
-    """Merge an archive into the store: all of it or nothing, and nothing different is overwritten."""
+    """Merge an archive into the store, all of it or nothing. Nothing different is overwritten."""
     from dataclasses import asdict
 
     from lanewise.lab.transfer import unpack as unpack_archive

@@ -46,7 +46,7 @@ OpenFlag = Annotated[bool, typer.Option("--open", help="Show the report in the w
 
 def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
-    app.command("report")(report)
+    app.command("report", short_help="Print a campaign again; write its HTML report.")(report)
 
 
 def report(

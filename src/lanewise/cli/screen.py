@@ -8,6 +8,7 @@ import typer
 
 from lanewise.cli.ablate import (
     BudgetOption,
+    CampaignArgument,
     ConfigOption,
     DataOption,
     FeatureOption,
@@ -27,12 +28,15 @@ from lanewise.cli.output import (
     print_json,
     print_table,
 )
-from lanewise.errors import RunInterrupted
+from lanewise.errors import RunInterrupted, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lanewise.lab.confirm import Confirmation
     from lanewise.lab.events import CampaignResult
     from lanewise.lab.session import Lab
+    from lanewise.receipts.decision import CampaignRecord, Decision
 
 DesignOption = Annotated[
     Literal["toggle", "plackett-burman"],
@@ -41,19 +45,21 @@ DesignOption = Annotated[
         help="One process holds both arms of a feature and takes turns; or every run switches all features at once.",
     ),
 ]
-ResumeOption = Annotated[
-    str | None,
-    typer.Option("--resume", metavar="SCREEN", help="Finish this interrupted screen."),
+ResumeFlag = Annotated[
+    bool, typer.Option("--resume", help="Run the missing processes of an unfinished screen.")
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
-    app.command("screen")(screen)
+    app.command("screen", short_help="Rank features cheaply; proves nothing, names what to test.")(
+        screen
+    )
 
 
 def screen(
     lane: LaneArgument,
+    campaign: CampaignArgument = None,
     features: FeatureOption = None,
     budget: BudgetOption = "2m",
     design: DesignOption = "toggle",
@@ -63,7 +69,7 @@ def screen(
     config: ConfigOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
-    resume: ResumeOption = None,
+    resume: ResumeFlag = False,
     store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> int:
@@ -78,16 +84,20 @@ def screen(
     from lanewise.cli.ablate_view import CampaignView
     from lanewise.lab.verdicts import EXIT_INVALID
 
+    if campaign is not None and not resume:
+        raise UsageError(
+            f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
+        )
     options = _options(
         lane, features, budget, "leave-one-out", None, None, None, seed, threads, overrides, config, data, device,
         pin=True, cache="warm", claims="each",
     )  # fmt: skip
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
-        if resume is None:
-            result = lab.screen(options, design)
+        if resume:
+            result = lab.resume(options.lane, options.machine_class, campaign, verb="screen")
         else:
-            result = lab.resume(options.lane, options.machine_class, resume, verb="screen")
+            result = lab.screen(options, design)
     _print_result(result, lab, as_json=as_json)
     if result.interrupted:
         raise RunInterrupted(
@@ -123,7 +133,7 @@ def _print_result(result: CampaignResult, lab: Lab, *, as_json: bool) -> None:
     print_table(head, rows)
     for line in screen_lines(campaign, decisions, store_root=lab.store.root, report_path=report):
         typer.echo(line)
-    typer.echo(_next(found))
+    typer.echo(_next(campaign, decisions, found))
 
 
 def _plain(found: Confirmation) -> dict[str, Any]:
@@ -136,15 +146,23 @@ def _plain(found: Confirmation) -> dict[str, Any]:
     }
 
 
-def _next(found: Confirmation) -> str:
+def _next(campaign: CampaignRecord, decisions: Sequence[Decision], found: Confirmation) -> str:
+    """What to do now. A feature without an estimate was not looked at, so nothing is said about it."""
     from lanewise.dash.format import duration, plural
+    from lanewise.dash.summary import gaps, resume_command
 
+    if gaps(campaign, decisions):
+        return f"INCOMPLETE: this screen says nothing yet. Finish it with `{resume_command(campaign)}`."
+    unseen = sum(decision.estimate is None for decision in decisions)
+    if unseen == len(decisions):
+        return "No feature was screened, so nothing is known; give a larger --budget, or name fewer with --feature."
     small = (
         f" Too small to confirm on a machine this noisy: {', '.join(found.too_small)}."
         if found.too_small
         else ""
     )
     if found.command is None:
-        return f"Nothing here deserves a campaign.{small}"
+        what = "Nothing that was screened" if unseen else "Nothing here"
+        return f"{what} deserves a campaign.{small}"
     cost = f"{plural(found.blocks, 'block')} a feature, about {duration(found.seconds)}"
     return f"Confirm with `{found.command}` ({cost}).{small}"

@@ -27,7 +27,7 @@ PLAIN_LINES = 20
 
 def register(app: typer.Typer) -> None:
     """Add this verb group to the command line."""
-    app.command("train")(train)
+    app.command("train", short_help="Train a lane: checkpoints, exact resume, a receipt.")(train)
 
 
 def train(

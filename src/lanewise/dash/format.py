@@ -171,6 +171,19 @@ def scientific(value: float | None) -> str:
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+").replace(_ASCII_MINUS, MINUS)
 
 
+_BASES = {"add-one": "bare lane", "leave-one-out": "full stack"}
+
+
+def base_name(design: str) -> str:
+    """The lane that a design adds to or takes out of: `bare lane`, `full stack`."""
+    return _BASES[design]
+
+
+def on_base(feature: str, design: str | None) -> str:
+    """A feature of a campaign, with its base where the campaign has two: `fused_moe`, `fused_moe (full stack)`."""
+    return feature if design is None else f"{feature} ({base_name(design)})"
+
+
 def plural(count: int, noun: str, ending: str = "s") -> str:
     """`1 block`, `3 blocks`, `6 processes` (ending `es`)."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{ending}"

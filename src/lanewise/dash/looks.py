@@ -102,7 +102,10 @@ def detection_lines(campaign: CampaignRecord) -> tuple[str, ...]:
             if feature.detectable_log is None
             else fmt.percent(math.expm1(feature.detectable_log))
         )
-        groups.setdefault((boundary_words(feature.boundary), least), []).append(feature.feature)
+        name = (
+            "none (A/A, arms that do not differ)" if feature.feature == "none" else feature.feature
+        )
+        groups.setdefault((boundary_words(feature.boundary), least), []).append(name)
     return tuple(
         f"looks {words}"
         + (f" · finds ≥ {least}" if least else "")

@@ -25,6 +25,7 @@ from lanewise.dash.looks import adjustment_sentence, boundary_words
 from lanewise.dash.losses import LossChart, loss_charts
 from lanewise.dash.rows import Column, columns, rows
 from lanewise.dash.summary import (
+    FULL_STACK,
     gaps,
     resume_command,
     stack_sentence,
@@ -94,7 +95,8 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
     receipts = tuple(evidence.receipts.values())
     verdict, semicolon, rest = verdict_sentence(campaign, decisions).partition(";")
     shared, differing = compare_environments(receipts)
-    parts = partitions(decisions, evidence.receipts)
+    named = _named(decisions)
+    parts = partitions(named, evidence.receipts)
     head, table = _partition_table(parts)
     return Page(
         title=f"{campaign.lane.name}: which features move step time",
@@ -108,7 +110,7 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
         settings=tuple(_settings(campaign.lane.spec)),
         components=_components(receipts),
         component_notes=_component_notes(receipts),
-        columns=columns(decisions),
+        columns=_verdict_first(columns(decisions)),
         decisions=tuple(
             decision_view(d, row, evidence)
             for d, row in zip(decisions, rows(decisions), strict=True)
@@ -116,10 +118,10 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
         multiplicity=adjustment_sentence(decisions),
         not_measured=_not_measured(campaign, decisions),
         interactions=_interactions(campaign, decisions),
-        forest=forest(decisions),
+        forest=forest(named),
         calibrations=tuple(calibration_view(one) for one in evidence.calibrations),
-        anatomy=anatomy(decisions),
-        memory=memory(decisions),
+        anatomy=anatomy(named),
+        memory=memory(named),
         losses=loss_charts(decisions, evidence.series),
         badput=badput(parts),
         partition_head=head,
@@ -130,6 +132,24 @@ def build_page(evidence: Evidence, *, now: datetime) -> Page:
         status=_status(evidence, now),
         unreadable=evidence.unreadable,
     )
+
+
+def _named(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+    """The decisions as charts label them: where a campaign has two bases, each name says which."""
+    if len({d.design for d in decisions}) < 2:
+        return tuple(decisions)
+    return tuple(
+        d
+        if d.feature == FULL_STACK
+        else d.model_copy(update={"feature": fmt.on_base(d.feature, d.design)})
+        for d in decisions
+    )
+
+
+def _verdict_first(shown: Sequence[Column]) -> tuple[Column, ...]:
+    """What a reader came for stands left, where a wide table in a narrow window does not hide it."""
+    first = ("feature", "base", "verdict", "step_time", "interval")
+    return tuple(sorted(shown, key=lambda c: first.index(c.key) if c.key in first else len(first)))
 
 
 def _figures(evidence: Evidence) -> Pairs:
@@ -245,8 +265,17 @@ def _interactions(
 
 
 def _not_measured(campaign: CampaignRecord, decisions: Sequence[Decision]) -> Pairs:
-    decided = {d.feature: d.reason for d in decisions if d.verdict is Verdict.NOT_MEASURED}
-    skipped = {f.feature: f.skipped_reason for f in campaign.features if f.skipped_reason}
+    both = campaign.design == "both"
+    decided = {
+        fmt.on_base(d.feature, d.design if both else None): d.reason
+        for d in decisions
+        if d.verdict is Verdict.NOT_MEASURED
+    }
+    skipped = {
+        fmt.on_base(f.feature, f.design): f.skipped_reason
+        for f in campaign.features
+        if f.skipped_reason
+    }
     return tuple((skipped | decided).items())
 
 

@@ -77,7 +77,7 @@ class CampaignProgress:
             finished_blocks: blocks that a resumed campaign has already.
         """
         planned = [f for f in plan.features if f.skipped_reason is None]
-        self._planned_blocks = {f.feature: f.planned_blocks for f in planned}
+        self._planned_blocks = {fmt.on_base(f.feature, f.design): f.planned_blocks for f in planned}
         self._planned_seconds = sum(f.estimated_seconds for f in planned)
         self._budget_seconds = plan.budget_seconds
         self._finished_blocks = self._resumed_blocks = finished_blocks

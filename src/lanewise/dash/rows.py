@@ -74,8 +74,6 @@ COLUMNS: tuple[Column, ...] = (
 BASE = Column(key="base", title="base")
 """Column that only campaigns from both bases have."""
 
-_BASES = {"add-one": "bare lane", "leave-one-out": "full stack"}
-
 LOSS_KEYS = frozenset({"loss_steps", "loss_time"})
 """Columns that only campaigns with a tax have."""
 
@@ -192,7 +190,7 @@ def _row(decision: Decision, digits: int, *, says_confidence: bool) -> Row:
     }
     return Row(
         feature=decision.feature,
-        base=_BASES[decision.design],
+        base=fmt.base_name(decision.design),
         role=decision.role,
         versus=decision.versus,
         step_time=fmt.signed_percent(deltas["step_time"], digits),

@@ -133,7 +133,11 @@ def plan_lines(campaign: CampaignRecord) -> tuple[str, ...]:
 
 
 def _left_out(campaign: CampaignRecord) -> tuple[str, ...]:
-    lines = [f"{f.feature}: {f.skipped_reason}" for f in campaign.features if f.skipped_reason]
+    lines = [
+        f"{fmt.on_base(f.feature, f.design)}: {f.skipped_reason}"
+        for f in campaign.features
+        if f.skipped_reason
+    ]
     return tuple(f"        not measured · {line}" for line in dict.fromkeys(lines))
 
 
@@ -222,7 +226,7 @@ def gaps(campaign: CampaignRecord, decisions: Sequence[Decision]) -> tuple[str, 
         for planned in campaign.features
         if planned.skipped_reason is None
         for line in _feature_gaps(
-            planned.feature,
+            fmt.on_base(planned.feature, planned.design),
             planned.planned_blocks,
             by_feature.get((planned.feature, planned.design)),
         )

@@ -14,6 +14,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -179,8 +180,10 @@ def _plans_and_damaged(store_root: str) -> tuple[list[CampaignPlan], list[Campai
     return sorted(plans, key=lambda plan: plan.created_at, reverse=True), damaged
 
 
-def newest_unfinished(store_root: str, lane_name: str) -> CampaignFolder:
-    """The newest campaign of a lane that lacks blocks, or only its decisions because its process was killed at the end.
+def newest_unfinished(
+    store_root: str, lane_name: str, verb: Literal["ablate", "screen"] = "ablate"
+) -> CampaignFolder:
+    """The newest campaign of a lane and verb that lacks blocks, or only its decisions because its process was killed at the end.
 
     Raises:
         UsageError: there is none.
@@ -191,9 +194,14 @@ def newest_unfinished(store_root: str, lane_name: str) -> CampaignFolder:
         raise CampaignError(f"{damaged[0]}; to go on with another one, name it after --resume")
     for plan in plans:
         folder = CampaignFolder.find(store_root, plan.campaign_id)
-        if plan.lane.name == lane_name and plan.screen_design is None and not folder.is_complete():
+        if (
+            plan.lane.name == lane_name
+            and (plan.screen_design is not None) == (verb == "screen")
+            and not folder.is_complete()
+        ):
             return folder
+    what = "screen" if verb == "screen" else "campaign"
     raise UsageError(
-        f"no unfinished campaign of lane {lane_name!r} in {store_root}; run `lanewise ablate {lane_name}` "
+        f"no unfinished {what} of lane {lane_name!r} in {store_root}; run `lanewise {verb} {lane_name}` "
         "without --resume"
     )

@@ -102,6 +102,10 @@ def read_evidence(
     found = Found()
     seen: set[str] = set()
     for root in dict.fromkeys(roots):
+        if not is_remote(root) and not Path(root).exists():
+            raise UsageError(
+                f"no campaign in {root}; run `lanewise ablate LANE` first, or give another --store"
+            )
         if is_remote(root) or not Path(root).is_dir():
             raise UsageError(
                 f"--store {root}: no folder of this machine; graduate reads campaigns from folders, copy the store here "

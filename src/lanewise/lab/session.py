@@ -99,7 +99,7 @@ class Lab:
         """
         self._require_local_store()
         if campaign_id is None:
-            folder = newest_unfinished(self.store.root, lane.name)
+            folder = newest_unfinished(self.store.root, lane.name, verb)
         else:
             folder = CampaignFolder.find(self.store.root, campaign_id)
         plan = folder.plan()
