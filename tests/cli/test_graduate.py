@@ -50,6 +50,10 @@ def test_rules_are_printed_with_what_shows_them_and_the_ledger_is_written(
     assert ledger.read_text(encoding="utf-8") in dry
     assert run(words) == 0
     assert f"{ledger}: unchanged" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    elsewhere = ["graduate", "--store", str(tmp_path / "empty"), "--ledger", str(ledger)]
+    assert run(elsewhere) == 0
+    assert "kept unseen: fused_moe = off on nam56r-tiny" in capsys.readouterr().out
 
 
 def test_show_prints_entries_with_evidence_age_and_standing(
@@ -126,6 +130,14 @@ def test_an_unreadable_ledger_stops_in_one_line(
     error = capsys.readouterr().err
     assert error.count("ledger.toml:1") == 2
     assert "Traceback" not in error
+
+
+def test_a_ledger_that_is_a_link_to_nowhere_is_no_empty_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ledger.toml").symlink_to(tmp_path / "gone.toml")
+    assert run(["lane", "show", "nam56r-tiny", "--store", str(tmp_path)]) == 2
+    assert "ledger.toml" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -44,7 +44,8 @@ def campaign(
         at = request.experiment
         wobble = 1 + noise * math.sin(7.0 * (at.block if at else 0))
         on = state(request, feature) == "on"
-        return BASE_SECONDS * (ratio * wobble if on else 1.0)
+        # No two campaigns ever measure the same numbers.
+        return BASE_SECONDS * (1 + 1e-9 * number) * (ratio * wobble if on else 1.0)
 
     def receipt(request: RunRequest) -> dict[str, Any]:
         on = state(request, feature) == "on"
@@ -58,7 +59,9 @@ def campaign(
     store = Store(str(root))
     number = len(list((root / "campaigns").glob("*"))) if (root / "campaigns").exists() else 0
     world = World(
-        store=store, script=Script(**{"seconds": seconds, "body": receipt, **(script or {})})
+        store=store,
+        script=Script(**{"seconds": seconds, "body": receipt, **(script or {})}),
+        now=f"{day}T09:00:00Z",
     )
     world.tokens = [f"{day.replace('-', '')}{number}"]
     made: Lab = world.lab()
@@ -106,6 +109,12 @@ def at(evidence: Evidence, day: str, *, device: str = "one", name: str = "") -> 
         return tuple(
             receipt.model_copy(
                 update={
+                    "experiment": receipt.experiment
+                    and receipt.experiment.model_copy(update={"campaign_id": campaign_id}),
+                    "artifacts": tuple(
+                        artifact.model_copy(update={"sha256": sha(campaign_id + artifact.uri)})
+                        for artifact in receipt.artifacts
+                    ),
                     "created_at": f"{day}T10:00:00Z",
                     "machine": receipt.machine.model_copy(update={"instance_digest": sha(device)}),
                 }
@@ -115,6 +124,7 @@ def at(evidence: Evidence, day: str, *, device: str = "one", name: str = "") -> 
 
     return dataclasses.replace(
         evidence,
+        plan=evidence.plan.model_copy(update={"created_at": f"{day}T09:00:00Z"}),
         decision=evidence.decision.model_copy(
             update={
                 "decision_id": f"{campaign_id}-{evidence.decision.feature}",

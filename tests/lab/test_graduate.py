@@ -1,5 +1,6 @@
 """Whole stores in, ledger entries out: confirmation, devices, demotion, lanes that agree, garbage."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from lanewise.errors import UsageError
 from lanewise.lab.graduate import Case, graduate
 from lanewise.lab.graduate_evidence import Evidence, read_evidence
+from lanewise.lab.graduate_rules import apply_rules
 from lanewise.lane.digest import lane_digest, model_digest
 from lanewise.lane.load import load_lane
 from lanewise.receipts.decision import Verdict
@@ -312,3 +314,105 @@ def test_progress_is_told_per_campaign(three_days: Path) -> None:
 
 def test_campaigns_of_other_features_are_not_even_analysed(three_days: Path) -> None:
     assert found(three_days, features=["fused_mamba"], analyse=None).evidence == []
+
+
+def test_two_campaigns_around_midnight_are_one_occasion() -> None:
+    first, second = series(0.8, 0.8)
+    late = dataclasses.replace(
+        first,
+        receipts={
+            arm: tuple(
+                r.model_copy(update={"created_at": f"{DAYS[0]}T23:50:00Z"}) for r in receipts
+            )
+            for arm, receipts in first.receipts.items()
+        },
+    )
+    early = dataclasses.replace(
+        second,
+        plan=second.plan.model_copy(update={"created_at": f"{DAYS[1]}T00:01:00Z"}),
+        receipts={
+            arm: tuple(
+                r.model_copy(update={"created_at": f"{DAYS[1]}T00:20:00Z"}) for r in receipts
+            )
+            for arm, receipts in second.receipts.items()
+        },
+    )
+    case = only([late, early])
+    assert case.result == "held"
+    assert "at least 6 hours later; the two are 0.5 hours apart" in case.text
+    assert only([late, second]).result == "graduated"
+
+
+def test_a_copy_with_another_date_holds_the_same_series_and_confirms_nothing() -> None:
+    first, second = series(0.8, 0.8)
+    artifacts = iter([r.artifacts for r in first.all_receipts])
+    copy = dataclasses.replace(
+        second,
+        receipts={
+            arm: tuple(r.model_copy(update={"artifacts": next(artifacts)}) for r in receipts)
+            for arm, receipts in sorted(second.receipts.items())
+        },
+    )
+    case = only([first, copy])
+    assert case.result == "held"
+    assert f"{copy.cited} holds step series of {first.cited}" in case.text
+
+
+def told_by_boot(evidence: Evidence) -> Evidence:
+    """The same on a container that has no id but that of the boot."""
+    return dataclasses.replace(
+        evidence,
+        receipts={
+            arm: tuple(
+                r.model_copy(
+                    update={"machine": r.machine.model_copy(update={"instance_source": "boot"})}
+                )
+                for r in receipts
+            )
+            for arm, receipts in evidence.receipts.items()
+        },
+    )
+
+
+def test_a_reboot_is_no_other_device() -> None:
+    fast = measured(0.8)
+    one, two = (told_by_boot(at(fast, DAYS[n], device=f"boot {n}")) for n in (0, 1))
+    (entry,) = only([one, two]).entries
+    assert entry.single_device
+    assert entry.evidence[1].endswith("(confirmatory)")
+    # Where the stores know two, one that nobody can tell is not shown to be the other.
+    known = {"cpu-x86_64-2c": {"a", "b"}}
+    assert graduate([one, two], devices=known).cases[0].result == "held"
+
+
+def test_devices_of_other_features_count_when_one_feature_is_asked_about(tmp_path: Path) -> None:
+    for day in DAYS[:2]:
+        campaign(tmp_path, day=day)
+    campaign(tmp_path, day=DAYS[2], feature="fused_mamba", device="two")
+    read = found(tmp_path, features=["fused_moe"])
+    assert graduate(read.evidence, devices=read.devices).cases[0].result == "held"
+
+
+def test_an_entry_whose_decisions_are_in_no_store_is_named() -> None:
+    entries = graduate(series(0.8, 0.8)).entries
+    assert graduate([], entries=entries).unseen == entries
+    assert graduate(series(0.8, 0.8), entries=entries).unseen == ()
+
+
+def test_a_renamed_copy_of_a_campaign_is_none(three_days: Path, tmp_path: Path) -> None:
+    store, newest = copied(three_days, tmp_path)
+    shutil.copytree(newest, newest.with_name("20261201-000000-nam56r-tiny-beef"))
+    read = found(store)
+    assert len(read.evidence) == 3
+    assert any("a renamed copy is no second campaign" in problem for problem in read.problems)
+
+
+def test_receipts_of_another_campaign_do_not_count(three_days: Path, tmp_path: Path) -> None:
+    """The best blocks of several campaigns, put together by hand."""
+    store, newest = copied(three_days, tmp_path)
+    oldest = sorted((store / "campaigns").iterdir())[0]
+    shutil.copy(oldest / "journal.jsonl", newest / "journal.jsonl")
+    (mixed,) = [e for e in found(store).evidence if e.decision.campaign_id == newest.name]
+    r5 = apply_rules(mixed)[-1]
+    assert r5.ok is False
+    assert f"a receipt is of campaign {oldest.name}, not of this one" in r5.text

@@ -227,6 +227,7 @@ def test_r5_incomplete_campaigns_are_refused_by_the_name_of_what_is_missing() ->
 def receipt_faults() -> list[tuple[str, dict[str, Any]]]:
     receipt = first(measured(0.8), "B")
     outcome, lane, machine = receipt.outcome, receipt.lane, receipt.machine
+    assert receipt.experiment is not None
     no_topology = {key: value for key, value in lane.spec.items() if key != "topology"}
     return [
         ("receipts", {"outcome": outcome.model_copy(update={"status": "aborted"})}),
@@ -241,10 +242,14 @@ def receipt_faults() -> list[tuple[str, dict[str, Any]]]:
         ("comparable", {"protocol_digest": "sha256:" + "1" * 64}),
         ("comparable", {"data_digest": "sha256:" + "1" * 64}),
         ("goodput", {"goodput": None}),
+        ("campaign", {"experiment": None}),
+        ("campaign", {"experiment": receipt.experiment.model_copy(update={"design": "toggle"})}),
+        ("clock", {"created_at": "2026-11-01T10:00:00Z"}),
+        ("clock", {"created_at": "2027-06-01T10:00:00Z"}),
     ]
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(16))
 def test_r5_each_check_of_a_receipt_fails_alone(case: int) -> None:
     names, changes = receipt_faults()[case]
     evidence = with_receipts(measured(0.8), "B", **changes)

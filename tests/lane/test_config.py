@@ -241,6 +241,12 @@ def test_a_feature_may_hold_several_ledger_entries(tmp_path: Path) -> None:
             "config.toml:2: speed_defaults.fused_moe.state = 'onn' is no state; use 'off' or 'on'",
         ),
         (
+            '[speed_defaults.fused_moe]\nstate = "on"\nevidence = []\n'
+            'scope = { lanes = ["x"], machine_class = "h100" }\n',
+            "config.toml:4: speed_defaults.fused_moe.scope.machine_class = 'h100' is no machine class (cpu-x86_64-2c, "
+            "h100-sxm-80gb) and none without its memory (h100-sxm); `lanewise doctor` prints this machine's",
+        ),
+        (
             '[experimental_taxes.stp]\nstate = "on"\n',
             "config.toml:2: experimental_taxes.stp.state = 'on': a recorded tax stays off by default; "
             "to ask for it, write `stp = true` under experimental_taxes",

@@ -50,6 +50,7 @@ MACHINE: dict[str, Any] = {
     "class_name": "cpu-x86_64-2c",
     "class_digest": sha("machine class"),
     "instance_digest": sha("machine instance"),
+    "instance_source": "installation",
 }
 PRODUCER: dict[str, Any] = {"name": "lanewise", "version": "0.1.0"}
 

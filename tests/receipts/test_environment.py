@@ -156,9 +156,26 @@ def test_machine_id_is_hashed_and_files_are_tried_in_order(tmp_path: Path) -> No
     bad, good = tmp_path / "bad", tmp_path / "good"
     bad.write_text("uninitialized\n")
     good.write_text("0123456789abcdef0123456789abcdef\n")
-    found = env._machine_id((tmp_path / "missing", bad, good))
+    found = env._installation_id((tmp_path / "missing", bad, good))
     assert found == "0123456789abcdef0123456789abcdef"
     assert found not in env._instance_digest(found)
+
+
+def test_a_container_without_an_id_says_that_only_its_boot_tells_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(env, "_command_output", lambda *_: None)
+    monkeypatch.setattr(env, "INSTALLATION_ID_FILES", (tmp_path / "missing",))
+    boot = tmp_path / "boot"
+    monkeypatch.setattr(env, "BOOT_ID_FILE", boot)
+    seen = []
+    for content in ("0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"):
+        boot.write_text(content)
+        seen.append(env.collect_machine("cpu-x86_64-2c"))
+    assert [machine.instance_source for machine in seen] == ["boot", "boot"]
+    assert seen[0].instance_digest != seen[1].instance_digest
+    (tmp_path / "missing").write_text("0123456789abcdef0123456789abcdef")
+    assert env.collect_machine("cpu-x86_64-2c").instance_source == "installation"
 
 
 @pytest.mark.parametrize(

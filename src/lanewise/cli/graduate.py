@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,7 @@ from lanewise.errors import UsageError
 
 if TYPE_CHECKING:
     from lanewise.lab.graduate import Case, Graduation
-    from lanewise.lab.graduate_evidence import Evidence, Found
+    from lanewise.lab.graduate_evidence import Found
     from lanewise.lab.graduate_replay import Attempt
     from lanewise.lab.ledger_file import LedgerFile
     from lanewise.lane.ledger import LedgerEntry
@@ -63,7 +63,8 @@ def graduate(
     runs in every one; R2 a broad fusion was measured against the narrow one; R3 it is reached only through an op table
     or a declared switch; R4 it is no tax; R5 its receipts are complete, comparable, exactly named, and memory,
     losses and goodput hold. SLOWER twice switches off what is on by its stance. Two later campaigns of different days
-    that do not find the effect again demote an entry. Where two lanes of a model agree, it speaks for the model.
+    that do not find the effect again demote an entry. The two campaigns lie 6 hours apart or more and hold measurements of
+    their own. A device is a card's UUID; on a CPU it is an installation of the system, and a boot alone shows none. Where two lanes of a model agree, it speaks for the model.
 
     What people wrote into the ledger stays as it is, and what they named is left to them.
 
@@ -76,16 +77,21 @@ def graduate(
     if show:
         _show(path, as_json=as_json)
         return
-    found = _read(roots, _known(features or []))
+    chosen = _known(features or [])
+    found = _read(roots, chosen)
     with contextlib.nullcontext() if dry_run else locked(path):
         before = read_ledger(path)
-        outcome = _outcome(found.evidence, before)
+        outcome = _outcome(found, before)
         text = before.composed(outcome.entries, outcome.taxes)
         changed = text != before.text if dry_run else write_ledger(path, text, before)
     if as_json:
-        print_json(_document(found, outcome, before, path, text, changed=changed, dry_run=dry_run))
+        print_json(
+            _document(
+                found, outcome, before, path, text, changed=changed, dry_run=dry_run, chosen=chosen
+            )
+        )
     else:
-        _print(found, outcome, before, path, text, changed=changed, dry_run=dry_run)
+        _print(found, outcome, before, path, text, changed=changed, dry_run=dry_run, chosen=chosen)
     code = _exit_code(found, outcome)
     if code:
         raise typer.Exit(code)
@@ -121,10 +127,10 @@ def _teller(clock: Callable[[], float]) -> Callable[[int, int, str], None]:
     return tell
 
 
-def _outcome(evidence: list[Evidence], before: LedgerFile) -> Graduation:
+def _outcome(found: Found, before: LedgerFile) -> Graduation:
     from lanewise.lab.graduate import graduate as apply
 
-    return apply(evidence, entries=before.entries, taxes=before.taxes)
+    return apply(found.evidence, entries=before.entries, taxes=before.taxes, devices=found.devices)
 
 
 def _exit_code(found: Found, outcome: Graduation) -> int:
@@ -145,6 +151,7 @@ def _document(
     *,
     changed: bool,
     dry_run: bool,
+    chosen: list[str],
 ) -> dict[str, Any]:
     return {
         "ledger": str(path),
@@ -155,6 +162,7 @@ def _document(
         "entries": list(outcome.entries),
         "taxes": list(outcome.taxes),
         "withdrawn": list(outcome.withdrawn),
+        "kept_unseen": _unseen(outcome, chosen),
         "left_to_hand": sorted(_left_to_hand(outcome, before)),
         "problems": found.problems,
     }
@@ -190,6 +198,7 @@ def _print(
     *,
     changed: bool,
     dry_run: bool,
+    chosen: list[str],
 ) -> None:
     out = console()
 
@@ -208,14 +217,8 @@ def _print(
             mark = {True: "pass", False: "FAIL", None: "n/a "}[rule.ok]
             shown = ", ".join(_short(name) for name in rule.shown_by[:2])
             say(f"    {mark}  {rule.rule} {rule.title}: {rule.text}  [{shown}]")
-    for problem in found.problems:
-        say(f"not counted: {problem}")
-    for entry in outcome.withdrawn:
-        say(f"withdrawn: {entry.feature} = {entry.state}; its evidence no longer earns it")
-    for key in sorted(_left_to_hand(outcome, before)):
-        say(
-            f"left to you: {key} is written by hand in {path}; remove that line to let graduate write it"
-        )
+    for line in _notes(found, outcome, before, path, chosen):
+        say(line)
     if not outcome.cases:
         say("no campaign measured a feature; run `lanewise ablate LANE` on two days")
     if dry_run:
@@ -223,6 +226,29 @@ def _print(
         say(text or "(empty)")
     else:
         say(f"ledger  {path}: {'written' if changed else 'unchanged'}")
+
+
+def _notes(
+    found: Found, outcome: Graduation, before: LedgerFile, path: Path, chosen: list[str]
+) -> Iterator[str]:
+    for problem in found.problems:
+        yield f"not counted: {problem}"
+    for entry in _unseen(outcome, chosen):
+        yield (
+            f"kept unseen: {entry.feature} = {entry.state} on {_holds_for(entry)}; not all of its decisions are in the "
+            f"stores read ({', '.join(entry.evidence)}): name the store that holds them with --store"
+        )
+    for entry in outcome.withdrawn:
+        yield f"withdrawn: {entry.feature} = {entry.state}; its evidence no longer earns it"
+    for key in sorted(_left_to_hand(outcome, before)):
+        yield (
+            f"left to you: {key} is written by hand in {path}; remove that line to let graduate write it"
+        )
+
+
+def _unseen(outcome: Graduation, chosen: list[str]) -> list[LedgerEntry]:
+    """Entries that nothing read here can confirm, of the features asked about."""
+    return [entry for entry in outcome.unseen if not chosen or entry.feature in chosen]
 
 
 def _headline(attempt: Attempt) -> str:

@@ -96,6 +96,11 @@ def _load(option: Path | None, *, no_ledger: bool, store_root: str) -> Config | 
         if option is not None:
             raise UsageError("--ledger and --no-ledger contradict each other; give one of them")
         return None
-    if option is None and (is_remote(store_root) or not default_ledger(store_root).exists()):
+    if option is None and (is_remote(store_root) or not _is_there(default_ledger(store_root))):
         return None
     return load_config(option or default_ledger(store_root))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a ledger is meant to be here: a link that leads nowhere must be refused, not passed over in silence."""
+    return path.is_symlink() or path.exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lanewise.lab.arms import FULL_STACK, ArmBuilder, Arms
@@ -35,7 +35,7 @@ PROVEN = (Verdict.FASTER, Verdict.SLOWER, Verdict.EQUIVALENT)
 
 
 def analyse_campaign(
-    store: Store, campaign_id: str, *, now: str
+    store: Store, campaign_id: str, *, now: str, locations: Mapping[str, str] | None = None
 ) -> tuple[CampaignRecord, tuple[Decision, ...]]:
     """Draw every decision of a campaign from what is in the store. Writes nothing.
 
@@ -43,6 +43,7 @@ def analyse_campaign(
         store: holds the campaign's folder and its receipts.
         campaign_id: which campaign.
         now: RFC 3339 time stamped on the documents.
+        locations: receipt id → path, where the caller has listed the store already.
 
     Raises:
         UsageError: there is no such campaign.
@@ -51,7 +52,7 @@ def analyse_campaign(
     folder = CampaignFolder.find(store.root, campaign_id)
     plan = folder.plan()
     finished = folder.finished()
-    evidence = read_blocks(store, tuple(finished.values()))
+    evidence = read_blocks(store, tuple(finished.values()), locations)
     decisions = decide_all(plan, evidence, now=now)
     record = campaign_record(
         plan,

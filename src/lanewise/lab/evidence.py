@@ -86,12 +86,22 @@ class BlockEvidence:
         return compare_losses(control[0], treated[0]) if control and treated else None
 
 
-def read_blocks(store: Store, entries: Sequence[BlockDone]) -> tuple[BlockEvidence, ...]:
-    """Read the receipts of blocks; what cannot be read is named, not raised, so that the other blocks still count."""
-    # One listing for all of them: a store may hold many thousand receipts.
-    locations = {
-        f"sha256:{file.stem}": f"{store.root}/{file.name}" for file in store.receipt_files()
-    }
+def receipt_locations(store: Store) -> dict[str, str]:
+    """Receipt id → path, by one listing: a store may hold many thousand receipts."""
+    return {f"sha256:{file.stem}": f"{store.root}/{file.name}" for file in store.receipt_files()}
+
+
+def read_blocks(
+    store: Store, entries: Sequence[BlockDone], locations: Mapping[str, str] | None = None
+) -> tuple[BlockEvidence, ...]:
+    """Read the receipts of blocks; what cannot be read is named, not raised, so that the other blocks still count.
+
+    Args:
+        store: holds them.
+        entries: the journal's lines.
+        locations: of `receipt_locations`, where the caller has listed the store already.
+    """
+    locations = receipt_locations(store) if locations is None else locations
     return tuple(_read_block(store, entry, locations) for entry in entries)
 
 

@@ -6,8 +6,9 @@ FASTER earns `on`. SLOWER earns `off` where the stance has the feature on, by th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from lanewise.lab.graduate_evidence import Evidence, is_measured
@@ -59,12 +60,14 @@ class Graduation:
         entries: all of them, those of other stores included.
         taxes: all records.
         withdrawn: entries whose own evidence no longer earns them.
+        unseen: entries that stay although not all decisions they cite are in the stores.
     """
 
     cases: tuple[Case, ...]
     entries: tuple[LedgerEntry, ...]
     taxes: tuple[TaxRecord, ...]
     withdrawn: tuple[LedgerEntry, ...]
+    unseen: tuple[LedgerEntry, ...] = ()
 
 
 def graduate(
@@ -72,6 +75,7 @@ def graduate(
     *,
     entries: Sequence[LedgerEntry] = (),
     taxes: Sequence[TaxRecord] = (),
+    devices: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Graduation:
     """Apply the rules to everything the stores hold.
 
@@ -79,11 +83,12 @@ def graduate(
         evidence: oldest first.
         entries: what graduate wrote into the ledger before; those of evidence that is elsewhere stay.
         taxes: records it wrote before.
+        devices: machine class → machines that the stores know beside those of the evidence.
     """
     attempts = [
         Attempt(evidence=e, rules=apply_rules(e)) for e in evidence if is_measured(e.decision)
     ]
-    devices = _devices(evidence)
+    of_class = _devices(evidence, devices)
     groups: dict[Key, list[Attempt]] = defaultdict(list)
     for attempt in attempts:
         groups[key_of_attempt(attempt)].append(attempt)
@@ -93,7 +98,7 @@ def graduate(
     for key, found in groups.items():
         before = [entry for entry in of_lanes if key_of_entry(entry) == key]
         elsewhere = [e for e in before if not here.issuperset(_ids(e))]
-        case = _case(key, found, elsewhere, devices[key.machine_class])
+        case = _case(key, found, elsewhere, of_class[key.machine_class])
         cases.append(case)
         replayed.add(key)
         now = {entry.state for entry in case.entries}
@@ -110,6 +115,7 @@ def graduate(
         entries=(*per_lane, *_of_models(per_lane)),
         taxes=tuple(sorted(records.values(), key=lambda tax: _order(tax.feature))),
         withdrawn=tuple(withdrawn),
+        unseen=tuple(entry for entry in per_lane if not here.issuperset(_ids(entry))),
     )
 
 
@@ -248,8 +254,11 @@ def _tax_record(attempts: Sequence[Attempt]) -> TaxRecord | None:
     )
 
 
-def _devices(evidence: Iterable[Evidence]) -> Mapping[str, frozenset[str]]:
+def _devices(
+    evidence: Iterable[Evidence], others: Mapping[str, Collection[str]]
+) -> Mapping[str, frozenset[str]]:
     known: dict[str, frozenset[str]] = defaultdict(frozenset)
+    known.update({machine_class: frozenset(found) for machine_class, found in others.items()})
     for each in evidence:
         known[each.plan.machine_class] |= each.devices
     return known

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from statistics import median
 from typing import Final
 
 from lanewise.errors import LanewiseError
-from lanewise.lab.graduate_evidence import Evidence
+from lanewise.lab.graduate_evidence import Evidence, utc
 from lanewise.lab.judge import OF_THE_VISIT
 from lanewise.lab.stance import break_even_steps
 from lanewise.lane import machine
@@ -33,6 +34,9 @@ GOODPUT_FALL_RATIO: Final = 0.005
 
 PAY_BACK_STEPS: Final = 10_000
 """Steps within which compile time must be won back; shorter runs are tests."""
+
+CLOCK_TOLERANCE: Final = timedelta(hours=1)
+"""By how much clocks of machines may differ."""
 
 ONE_TIME = frozenset({"compile", "autotune", "graph_capture"})
 """Badput paid once per run, which the pay-back judges: a visit of seconds would make it look like everything."""
@@ -88,6 +92,8 @@ def _soundness(evidence: Evidence) -> Iterator[Checked]:
     yield check("unaltered", _differs(decision, evidence.stored), "drawn again, it says the same")
     for name, faults in (
         ("receipts", _bad_receipts(evidence)),
+        ("campaign", _foreign(evidence)),
+        ("clock", _out_of_time(evidence)),
         ("names", _misnamed(evidence)),
         ("topology", _without_topology(evidence)),
         ("comparable", _incomparable(evidence)),
@@ -170,6 +176,41 @@ def _bad_receipts(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield receipt.receipt_id, f"a receipt is {outcome.status} and {outcome.validity}: {why}"
         elif not (numerics.losses_finite and numerics.grad_norm_finite):
             yield receipt.receipt_id, "a loss or gradient is not finite"
+
+
+def _foreign(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    seen: set[str] = set()
+    for receipt in evidence.all_receipts:
+        place = receipt.experiment
+        if place is None or place.campaign_id != evidence.decision.campaign_id:
+            whose = "no campaign" if place is None else f"campaign {place.campaign_id}"
+            yield receipt.receipt_id, f"a receipt is of {whose}, not of this one"
+        elif receipt.receipt_id in seen:
+            yield receipt.receipt_id, "a receipt is cited twice"
+        elif place.design != evidence.plan.block_design:
+            yield (
+                receipt.receipt_id,
+                f"a receipt is of a {place.design} block, planned were {evidence.plan.block_design} ones",
+            )
+        seen.add(receipt.receipt_id)
+
+
+def _out_of_time(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Clocks of machines that one campaign visits may differ a little; days may not."""
+    planned, now = utc(evidence.plan.created_at), utc(evidence.decision.created_at)
+    for receipt in evidence.all_receipts:
+        made = utc(receipt.created_at)
+        if made < planned - CLOCK_TOLERANCE:
+            yield (
+                receipt.receipt_id,
+                f"a receipt of {receipt.created_at} is older than its plan of {evidence.plan.created_at}: "
+                "the clock was set back, so nobody can tell the day",
+            )
+        elif made > now + CLOCK_TOLERANCE:
+            yield (
+                receipt.receipt_id,
+                f"a receipt of {receipt.created_at} lies in the future: a clock is wrong, so nobody can tell the day",
+            )
 
 
 def _misnamed(evidence: Evidence) -> Iterator[tuple[str, str]]:

@@ -3,19 +3,22 @@ documents that say what was decided."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lanewise.errors import LanewiseError, UsageError
 from lanewise.lab.analyse import analyse_campaign
 from lanewise.lab.arms import FULL_STACK, NO_FEATURE
 from lanewise.lab.campaign import PLAN, CampaignFolder
+from lanewise.lab.evidence import receipt_locations
 from lanewise.lab.plan import CampaignPlan
 from lanewise.receipts.decision import CampaignRecord, Decision, Verdict
 from lanewise.receipts.files import is_remote
-from lanewise.receipts.schema import RunReceipt
-from lanewise.receipts.store import Store
+from lanewise.receipts.schema import Machine, RunReceipt
+from lanewise.receipts.store import STEPS_KIND, Store
 
 Analyse = Callable[..., tuple[CampaignRecord, tuple[Decision, ...]]]
 
@@ -56,9 +59,27 @@ class Evidence:
         return tuple(sorted(days)) or (self.plan.created_at[:10],)
 
     @property
+    def span(self) -> tuple[datetime, datetime]:
+        """Times of the first and the last receipt that counts; the plan's where none does."""
+        times = [utc(receipt.created_at) for receipt in self.all_receipts]
+        times = times or [utc(self.plan.created_at)]
+        return min(times), max(times)
+
+    @property
     def devices(self) -> frozenset[str]:
-        """Machines that ran them."""
-        return frozenset(receipt.machine.instance_digest for receipt in self.all_receipts)
+        """Machines that ran them; empty where one is told by its boot alone, which shows no other machine."""
+        found = {device_of(receipt.machine) for receipt in self.all_receipts}
+        return frozenset() if None in found else frozenset(name for name in found if name)
+
+    @property
+    def series(self) -> frozenset[str]:
+        """Digests of the step series: no two measurements have one in common."""
+        return frozenset(
+            artifact.sha256
+            for receipt in self.all_receipts
+            for artifact in receipt.artifacts
+            if artifact.kind == STEPS_KIND
+        )
 
     @property
     def cited(self) -> str:
@@ -72,10 +93,12 @@ class Found:
 
     Attributes:
         evidence: oldest first.
+        devices: machine class → machines that any decision of the stores knows, of other features too.
         problems: what could not be read, a line each.
     """
 
     evidence: list[Evidence] = field(default_factory=list)
+    devices: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     problems: list[str] = field(default_factory=list)
 
 
@@ -114,6 +137,10 @@ def read_evidence(
         store = Store(root)
         folders = _campaign_folders(root, found.problems)
         shelf = _shelf(store, {folder.name for folder in folders}, found.problems)
+        for stored in shelf.stored.values():
+            device = device_of(stored.machine)
+            if device is not None:
+                found.devices[stored.machine.class_name].add(device)
         for number, folder in enumerate(folders):
             tell(number, len(folders), folder.name)
             if folder.name in seen:
@@ -157,8 +184,7 @@ def _shelf(store: Store, campaigns: set[str], problems: list[str]) -> _Shelf:
         if decision.campaign_id not in campaigns
     ]
     problems += [str(error) for error in unreadable]
-    locations = {f"sha256:{f.stem}": f"{store.root}/{f.name}" for f in store.receipt_files()}
-    return _Shelf(store=store, stored=stored, locations=locations)
+    return _Shelf(store=store, stored=stored, locations=receipt_locations(store))
 
 
 def _read_campaign(
@@ -173,9 +199,14 @@ def _read_campaign(
     try:
         folder = CampaignFolder.find(store.root, campaign_id)
         plan = folder.plan()
+        if plan.campaign_id != campaign_id:
+            found.problems.append(
+                f"campaign {campaign_id}: its plan is of {plan.campaign_id}; a renamed copy is no second campaign"
+            )
+            return
         if features and not features & {planned.feature for planned in plan.features}:
             return
-        _record, decisions = analyse(store, campaign_id, now=now)
+        _record, decisions = analyse(store, campaign_id, now=now, locations=shelf.locations)
         missing = folder.missing()
         for decision in decisions:
             wanted = not features or decision.feature in features
@@ -235,3 +266,17 @@ def _readable(
 def is_measured(decision: Decision) -> bool:
     """Whether anything was measured; a feature dropped for its price is no evidence either way."""
     return decision.verdict is not Verdict.NOT_MEASURED
+
+
+def device_of(machine: Machine) -> str | None:
+    """What tells a machine from another of its class, or None: a boot's id changes with every boot."""
+    return None if machine.instance_source == "boot" else machine.instance_digest
+
+
+def utc(text: str) -> datetime:
+    """An RFC 3339 time; one without an offset is UTC, and what is no time is older than every plan."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return datetime(1970, 1, 1, tzinfo=UTC)
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

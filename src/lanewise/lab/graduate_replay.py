@@ -22,6 +22,9 @@ from lanewise.receipts.decision import Verdict
 
 DECIDED = frozenset({Verdict.FASTER, Verdict.SLOWER, Verdict.EQUIVALENT, Verdict.INCONCLUSIVE})
 
+HOURS_APART: Final = 6
+"""Least time between a campaign and its confirmation: midnight alone makes no other day of what one load disturbed."""
+
 AUTHOR: Final = "lanewise graduate"
 
 
@@ -137,7 +140,12 @@ class Replay:
         shared = sorted(set(first.evidence.days) & set(second.evidence.days))
         if shared:
             return f"a confirmation on another UTC day than {shared[0]}"
-        if len(self.devices) > 1 and first.evidence.devices & second.evidence.devices:
+        if first.evidence.series & second.evidence.series:
+            return f"a second measurement: {second.evidence.cited} holds step series of {first.evidence.cited}"
+        hours = _hours_between(first.evidence, second.evidence)
+        if hours < HOURS_APART:
+            return f"a confirmation at least {HOURS_APART} hours later; the two are {hours:.1f} hours apart"
+        if len(self.devices) > 1 and not _on_other_devices(first.evidence, second.evidence):
             return f"a confirmation on another device: the stores know {len(self.devices)} of {self.key.machine_class}"
         return None
 
@@ -147,7 +155,7 @@ def _entry(key: Key, first: Attempt, second: Attempt, *, single: bool) -> Ledger
     decision, lane = second.evidence.decision, second.evidence.plan.lane
     assert decision.estimate is not None, "FASTER and SLOWER have an estimate"
     assert second.state is not None, "only passes make entries"
-    elsewhere = "" if first.evidence.devices & second.evidence.devices else ", other device"
+    elsewhere = ", other device" if _on_other_devices(first.evidence, second.evidence) else ""
     return LedgerEntry(
         feature=key.feature,
         state=second.state,
@@ -164,6 +172,18 @@ def _entry(key: Key, first: Attempt, second: Attempt, *, single: bool) -> Ledger
         backend_versions=decision.backend_versions,
         made_by="graduate",
     )
+
+
+def _on_other_devices(first: Evidence, second: Evidence) -> bool:
+    """Whether two pieces of evidence are known to come from different machines."""
+    known = bool(first.devices) and bool(second.devices)
+    return known and not first.devices & second.devices
+
+
+def _hours_between(first: Evidence, second: Evidence) -> float:
+    """From the last receipt of the earlier to the first of the later; 0 where they overlap."""
+    (_, end), (start, _) = sorted((first.span, second.span))
+    return max(0.0, (start - end).total_seconds() / 3600)
 
 
 def key_of_attempt(attempt: Attempt) -> Key:

@@ -91,7 +91,7 @@ def read_ledger(path: Path) -> LedgerFile:
         LaneError: it is no ledger; every fault is named with its line.
         UsageError: somebody edited the part that graduate writes.
     """
-    text = read_text(path, what="ledger") if path.exists() else ""
+    text = read_text(path, what="ledger") if path.exists() or path.is_symlink() else ""
     config = parse_config(parse_toml(text, name=str(path)))
     hand_text, mark, rest = text.partition(MARK)
     if mark and (hand_text and not hand_text.endswith("\n")):

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from lanewise.errors import LaneError, Problem
 from lanewise.lane.features import BY_KEY, Feature, Role
 from lanewise.lane.ledger import Demotion, Effect, Ledger, LedgerEntry, Scope, TaxRecord
+from lanewise.lane.machine import is_scope
 from lanewise.lane.schema import Lane, ObservabilitySpec
 from lanewise.lane.sources import Document, KeyPath, dotted, parse_toml, parse_yaml, read_text
 from lanewise.lane.spec import Spec
@@ -205,6 +206,12 @@ class _Reader:
             self._fault(
                 (*path, "scope"),
                 "names no lane and no model; list digests under `lanes` or `models`",
+            )
+        elif not is_scope(entry.scope.machine_class):
+            self._fault(
+                (*path, "scope", "machine_class"),
+                f"= {entry.scope.machine_class!r} is no machine class (cpu-x86_64-2c, h100-sxm-80gb) and none without its "
+                "memory (h100-sxm); `lanewise doctor` prints this machine's",
             )
         else:
             self.entries.append(entry)

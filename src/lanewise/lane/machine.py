@@ -36,6 +36,11 @@ def fault(machine_class: str) -> str | None:
     return f"is a nickname, not a machine class: {RULE}"
 
 
+def is_scope(name: str) -> bool:
+    """Whether a default may hold for this: a machine class, or one of a GPU without its memory, such as `h100-sxm`."""
+    return fault(name) is None or fault(f"{name}-1gb") is None
+
+
 def require_machine_class(machine_class: str) -> None:
     """Refuse a name that is no machine class.
 

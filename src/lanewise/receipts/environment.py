@@ -16,7 +16,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -86,12 +86,13 @@ RECORDED_PACKAGES: tuple[str, ...] = (
 """Distributions that can take part in a step; those not installed are left out of the record."""
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
-MACHINE_ID_FILES: tuple[Path, ...] = (
+INSTALLATION_ID_FILES: tuple[Path, ...] = (
     Path("/etc/machine-id"),
     Path("/var/lib/dbus/machine-id"),
-    Path("/proc/sys/kernel/random/boot_id"),
 )
-"""128-bit random ids in order of preference; the last lives until the next boot, for containers without the others."""
+"""128-bit random ids of an installation, in order of preference."""
+BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+"""For containers without an installation's id; lives until the next boot."""
 
 _HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -280,12 +281,15 @@ def collect_machine(class_name: str, *, gpu: Gpu | None = None) -> Machine:
         "host_cpu_count": os.cpu_count() or 0,
         "device_model": None if gpu is None else gpu.name,
     }
+    instance = _installation_id(INSTALLATION_ID_FILES) if gpu is None else gpu.uuid
+    source: Literal["gpu_uuid", "installation", "boot"] = (
+        "boot" if instance is None else "installation" if gpu is None else "gpu_uuid"
+    )
     return Machine(
         class_name=class_name,
         class_digest=digest(kind),
-        instance_digest=_instance_digest(
-            _machine_id(MACHINE_ID_FILES) if gpu is None else gpu.uuid
-        ),
+        instance_digest=_instance_digest(instance or _boot_id(BOOT_ID_FILE)),
+        instance_source=source,
     )
 
 
@@ -363,19 +367,28 @@ def _os_description() -> str:
         return kernel
 
 
-def _machine_id(files: tuple[Path, ...]) -> str:
-    """A random id of this machine, never written anywhere unhashed."""
+def _installation_id(files: tuple[Path, ...]) -> str | None:
+    """A random id of this installation, never written anywhere unhashed; None where there is none."""
     for path in files:
-        try:
-            text = path.read_text(encoding="ascii", errors="replace").strip().replace("-", "")
-        except OSError:
-            continue
-        if re.fullmatch(r"[0-9a-f]{32}", text):
-            return text
+        found = _id_in(path)
+        if found is not None:
+            return found
     platform_id = _command_output("ioreg", "-rd1", "-c", "IOPlatformExpertDevice") or ""
-    found = re.search(r'"IOPlatformUUID" = "([0-9A-Fa-f-]{36})"', platform_id)
-    # Boot time is the last resort: stable until the next boot, and it names nothing.
-    return found.group(1) if found else f"booted {psutil.boot_time():.0f}"
+    uuid = re.search(r'"IOPlatformUUID" = "([0-9A-Fa-f-]{36})"', platform_id)
+    return uuid.group(1) if uuid else None
+
+
+def _boot_id(file: Path) -> str:
+    """The last resort: stable until the next boot, and it names nothing."""
+    return _id_in(file) or f"booted {psutil.boot_time():.0f}"
+
+
+def _id_in(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="ascii", errors="replace").strip().replace("-", "")
+    except OSError:
+        return None
+    return text if re.fullmatch(r"[0-9a-f]{32}", text) else None
 
 
 def _instance_digest(machine_id: str) -> str:

@@ -40,6 +40,7 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks": "1.1.0",
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
+        "machine.instance_source": "1.2.0",
         "goodput_by_rank": "1.2.0",
         "profile": "1.2.0",
         "backend_versions": "1.2.0",
@@ -84,6 +85,9 @@ class Machine(Record):
     class_name: str
     class_digest: Digest
     instance_digest: Digest
+    instance_source: Literal["gpu_uuid", "installation", "boot"] | None = None
+    """What the instance is told by: a card's UUID, the id of an operating system's installation, or, where a container has
+    none, the id of the present boot, which the next boot replaces and which therefore never shows another machine."""
 
 
 class FeatureRecord(Record):
