@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # One thread per test process: two processes on two cores do not fight over them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
-.PHONY: help demo test lint types imports prove bench results method schema install clean
+.PHONY: help demo test lint types imports prove bench results method schema golden install clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -47,6 +47,9 @@ method: $(INSTALLED) ## Put the tables of the committed simulation study into do
 
 schema: $(INSTALLED) ## Regenerate the committed JSON Schemas.
 	$(BIN)/python -m lanewise.receipts.jsonschema
+
+golden: $(INSTALLED) ## Freeze one document of every schema version that is written now (once per release).
+	$(BIN)/python -m tools.golden
 
 clean: ## Remove the environment and caches; receipts stay.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from lanewise.errors import CampaignError, LanewiseError, ReceiptError, UsageError
+from lanewise.lab.calibrate import CalibrateOptions, calibrate
+from lanewise.lab.calibration import Trials
 from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.transfer import pack, unpack
 from lanewise.receipts.archive import MANIFEST
+from lanewise.receipts.calibration import ObserverResult
 from lanewise.receipts.document import receipt_id_of
 from lanewise.receipts.index import Index
 from lanewise.receipts.store import Store, sha256_of
@@ -107,8 +110,65 @@ def test_only_what_a_campaign_needs_is_packed(world, tmp_path) -> None:
     assert f"decisions/{noise}.json" in names, "its noise comes from there"
     assert not [name for name in names if third.campaign_id in name]
     receipts = [name for name in names if name.startswith("receipts/")]
-    assert sum(not name.endswith(".steps.json") for name in receipts) == 2 * 2
+    of_noise = (
+        8 * 2
+    )  # without them nobody could draw the noise again, and `receipt validate` would refuse the decision
+    assert sum(not name.endswith(".steps.json") for name in receipts) == 2 * 2 + of_noise
     assert any(name.endswith(".steps.json") for name in receipts)
+
+
+@pytest.fixture
+def calibrated(world):
+    """A calibration, and a campaign planned with it."""
+    options_of = CalibrateOptions(
+        campaign=options(budget_seconds=3600.0), blocks=8, trials=Trials(single=4, looks=1)
+    )
+    record = calibrate(world.lab(), options_of).calibration
+    campaign = world.lab().start(options(blocks=2)).campaign
+    assert campaign.noise_source == record.calibration_id
+    return record, campaign.campaign_id
+
+
+def faults_in(store: Store) -> list[list[str]]:
+    return [faults for _location, faults in store_faults(store) if faults]
+
+
+def test_a_calibration_travels_with_its_blocks(world, there, calibrated, tmp_path) -> None:
+    record, planned = calibrated
+    for number, campaign in enumerate((planned, *record.campaigns)):
+        pack(world.store, tmp_path / "a.tgz", [campaign])
+        place = Store(tmp_path / f"{number}")
+        unpack(place, tmp_path / "a.tgz")
+        assert place.read_calibration(record.calibration_id) == record
+        assert faults_in(place) == []
+
+
+def test_a_calibration_that_has_gained_an_observer_is_the_newer(
+    world, there, calibrated, tmp_path
+) -> None:
+    record, planned = calibrated
+    pack(world.store, tmp_path / "before.tgz", [planned])
+    more = record.model_copy(
+        update={"observer": ObserverResult(in_step_ratio=0.01, total_ratio=0.02)}
+    )
+    world.store.write_calibration(more)
+    assert unpack(world.store, tmp_path / "before.tgz").num_replaced == 0
+    assert world.store.read_calibration(record.calibration_id) == more
+    unpack(there.store, tmp_path / "before.tgz")
+    pack(world.store, tmp_path / "after.tgz", [planned])
+    assert unpack(there.store, tmp_path / "after.tgz").num_replaced == 1
+    assert there.store.read_calibration(record.calibration_id) == more
+    there.store.write_calibration(more.model_copy(update={"block_sd_log": 0.5}))
+    with pytest.raises(CampaignError, match=r"calibrations/.*differ.*nothing was unpacked"):
+        unpack(there.store, tmp_path / "after.tgz")
+
+
+def test_a_damaged_calibration_is_not_packed(world, calibrated, tmp_path) -> None:
+    record, planned = calibrated
+    path = Path(world.store.root) / "calibrations" / f"{record.calibration_id}.json"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CampaignError, match="nothing was packed: calibrations/"):
+        pack(world.store, tmp_path / "a.tgz", [planned])
 
 
 def test_a_campaign_driven_in_two_places_is_refused(world, there, tmp_path) -> None:

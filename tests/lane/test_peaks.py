@@ -6,10 +6,10 @@ from lanewise.lane.peaks import peak
 @pytest.mark.parametrize(
     ("machine_class", "compute", "expected"),
     [
-        ("h100-sxm-80gb", "bf16", 989.4e12),
-        ("h200-sxm-141gb", "bf16", 989.4e12),
-        ("h100-pcie-80gb", "bf16", 756e12),
-        ("h100-sxm-80gb", "fp32", 66.9e12),
+        ("h100-sxm-80gb", "bf16", 989.5e12),
+        ("h200-sxm-141gb", "bf16", 989.5e12),
+        ("h100-pcie-80gb", "bf16", 756.5e12),
+        ("h100-sxm-80gb", "fp32", 67.0e12),
     ],
 )
 def test_dense_peaks_of_data_sheets(machine_class: str, compute: str, expected: float) -> None:

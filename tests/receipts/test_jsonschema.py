@@ -7,29 +7,10 @@ import jsonschema
 import pytest
 
 from lanewise.receipts.jsonschema import DEFAULT_FOLDER, FROZEN, SCHEMAS, json_schema, write_schemas
-from lanewise.receipts.manifest import ArchiveManifest
-from lanewise.receipts.schema import Producer, Record
-from tests.receipts.calibrations import make_calibration
-from tests.receipts.factory import (
-    make_campaign,
-    make_ceilings,
-    make_decision,
-    make_receipt,
-    make_steps,
-)
+from lanewise.receipts.schema import Record
+from tests.receipts.examples import EXAMPLES
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
-EXAMPLES = {
-    "receipt-1.2.json": make_receipt(),
-    "decision-1.2.json": make_decision(),
-    "campaign-1.2.json": make_campaign(),
-    "calibration-1.0.json": make_calibration(),
-    "steps-1.1.json": make_steps(),
-    "archive-1.0.json": ArchiveManifest(
-        producer=Producer(name="lanewise", version="0.1.0"), campaigns=("2026-11-23-lane-1",)
-    ),
-    "ceilings-1.0.json": make_ceilings(),
-}
 
 
 def committed(name: str) -> jsonschema.Draft202012Validator:

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,32 @@ import pytest
 from hypothesis import given, settings
 
 from lanewise.errors import ReceiptError
+from lanewise.receipts.calibration import CalibrationRecord
+from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.document import parse_receipt, parse_record, parse_steps
-from lanewise.receipts.jsonschema import FROZEN
+from lanewise.receipts.jsonschema import FROZEN, SCHEMAS
+from lanewise.receipts.manifest import ArchiveManifest
 from lanewise.receipts.migrate import HISTORIES, RECEIPTS, Document, History, parse_version, upcast
 from lanewise.receipts.schema import FIELDS_SINCE, Record
 from lanewise.receipts.store import json_bytes
 from lanewise.receipts.validate import receipt_faults
 from tests.receipts.factory import make_receipt
 from tests.receipts.strategies import json_values
+from tools import golden
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 GOLDEN_IDS = {
     "receipt-1.0.json": "sha256:06f184a02cd2f2b9394f56345ab734278f4504e8ba952d90d455f637bb6ff649",
     "receipt-1.1.json": "sha256:021e5f85b821852a66a05706f0fb9dccc3bb149254fa9be5794ba7d6f406cc98",
+    "receipt-1.2.json": "sha256:dbce98c732aa16055d3e4c815e083d816bf07c9afc20935c893ef320b8b7b158",
 }
 READERS: dict[str, Callable[[bytes, str], Record]] = {
     "decision": functools.partial(parse_record, Decision),
     "campaign": functools.partial(parse_record, CampaignRecord),
+    "calibration": functools.partial(parse_record, CalibrationRecord),
+    "ceilings": functools.partial(parse_record, CeilingRecord),
+    "archive": functools.partial(parse_record, ArchiveManifest),
     "steps": parse_steps,
 }
 
@@ -58,14 +66,7 @@ def test_the_golden_receipt_of_every_version_is_read_and_keeps_its_identity(name
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "decision-1.0.json",
-        "decision-1.1.json",
-        "campaign-1.0.json",
-        "campaign-1.1.json",
-        "steps-1.0.json",
-        "steps-1.1.json",
-    ],
+    sorted(path.name for path in GOLDEN_FOLDER.iterdir() if not path.name.startswith("receipt-")),
 )
 def test_golden_documents_of_every_version_are_read_and_lose_nothing(name: str) -> None:
     content = (GOLDEN_FOLDER / name).read_bytes()
@@ -86,7 +87,37 @@ def _contains(whole: Any, part: Any) -> bool:
 
 
 def test_every_released_version_of_every_kind_has_a_golden_document() -> None:
-    assert set(FROZEN) <= {path.name for path in GOLDEN_FOLDER.iterdir()}
+    assert {path.name for path in GOLDEN_FOLDER.iterdir()} == {*FROZEN, *SCHEMAS}
+
+
+def test_freezing_never_changes_a_golden_document_unasked(tmp_path, capsys) -> None:
+    for path in GOLDEN_FOLDER.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    altered = tmp_path / "ceilings-1.0.json"
+    altered.write_bytes(b"{}")
+    assert golden.main([], tmp_path) == 1
+    assert "ceilings-1.0.json: holds another document" in capsys.readouterr().err
+    assert altered.read_bytes() == b"{}"
+    golden.main(["--again", altered.name], tmp_path)
+    assert altered.read_bytes() == golden.documents()[altered.name]
+
+
+def test_the_newest_golden_documents_leave_no_field_empty() -> None:
+    """Otherwise a spoiled document could not show that an empty field's content is read with care."""
+    for name in SCHEMAS.keys() - {"receipt-1.2.json", "steps-1.1.json"}:  # whose nulls have reasons
+        document = json.loads((GOLDEN_FOLDER / name).read_bytes())
+        assert [path for path in _empty(document) if not path.endswith("num_threads")] == [], name
+
+
+def _empty(value: Any, path: str = "") -> Iterator[str]:
+    if value in (None, [], {}):
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _empty(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from _empty(item, f"{path}.{position}")
 
 
 def test_a_receipt_of_the_own_version_explains_every_null() -> None:

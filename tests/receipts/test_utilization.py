@@ -80,3 +80,9 @@ def test_ceilings_belong_to_one_machine_dtype_and_number_of_threads(tmp_path) ->
     ):
         assert store.read_ceilings(machine, dtype, threads) is None
     assert ceiling_name(record.machine, "bf16", None).endswith("-bf16.json")
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, 1e-300])
+@pytest.mark.parametrize("flops", [-1.0, 1e300])
+def test_impossible_numbers_of_a_receipt_give_no_ratio(limit: float, flops: float) -> None:
+    assert utilizations(1e10, {"lane": flops, "hardware": None}, {"peak": limit}) == ()

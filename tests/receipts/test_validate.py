@@ -15,6 +15,7 @@ from lanewise.receipts.validate import (
 from tests.receipts.factory import (
     make_body,
     make_campaign,
+    make_ceilings,
     make_decision,
     make_receipt,
     make_steps,
@@ -109,3 +110,17 @@ def test_decisions_and_campaigns_are_checked_by_kind(store: Store, tmp_path: Pat
     assert record_file_faults(str(broken), store)[0].startswith("status: Input should be")
     broken.write_bytes(b"{")
     assert record_file_faults(str(broken), store)[0].startswith("truncated")
+
+
+def test_ceilings_are_checked_alone_and_with_their_store(store: Store) -> None:
+    location = store.write_ceilings(make_ceilings())
+    assert record_file_faults(location, store) == []
+    assert (location, []) in list(store_faults(store))
+    renamed = Path(location).with_name("x.json")
+    Path(location).rename(renamed)
+    assert "must be named" in record_file_faults(str(renamed), store)[0]
+    renamed.write_bytes(json_bytes(make_ceilings({"measured_at": "today"})))
+    assert "measured_at is 'today'" in record_file_faults(str(renamed), store)[1]
+    renamed.write_bytes(b"{")
+    ((_location, faults),) = [(at, faults) for at, faults in store_faults(store) if faults]
+    assert "truncated" in faults[0]

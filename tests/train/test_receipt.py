@@ -7,10 +7,12 @@ import pytest
 
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice, Rejection
+from lanewise.receipts.ceilings import ceiling_name
 from lanewise.receipts.environment import collect_machine
 from lanewise.receipts.schema import BADPUT_CATEGORIES, Check, Goodput
-from lanewise.receipts.store import Store
+from lanewise.receipts.store import Store, json_bytes
 from lanewise.receipts.utilization import CitedCeiling
+from lanewise.receipts.validate import receipt_faults
 from lanewise.train import receipt as receipt_module
 from lanewise.train.receipt import RunFacts
 from lanewise.train.routing_receipt import expert_ranks
@@ -177,6 +179,36 @@ def test_a_run_cites_the_ceiling_of_its_store(tmp_path: Path) -> None:
     assert flops.ceiling is not None
     assert flops.ceiling.measured_at == record.measured_at
     assert flops.ceiling.machine_instance_digest == machine.instance_digest
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{\n",
+        b"[]",
+        json_bytes(make_ceilings()),
+        json_bytes(make_ceilings({"measured_at": "today"})),
+    ],
+)
+def test_a_damaged_ceiling_costs_no_receipt(tmp_path: Path, content: bytes) -> None:
+    request = micro_request(tmp_path, steps=2)
+    machine = collect_machine(request.resolved.machine_class)
+    place = (
+        Path(request.store_root) / "ceilings" / ceiling_name(machine, "fp32", request.num_threads)
+    )
+    place.parent.mkdir(parents=True)
+    if b"today" in content:  # sound but for that
+        old, own = make_ceilings().machine.instance_digest, machine.instance_digest
+        content = content.replace(old.encode(), own.encode())
+    place.write_bytes(content)
+    run = Run(request)
+    run.step()
+    receipt = run.finish().receipt
+    assert receipt.flops.ceiling is None
+    assert (
+        "cannot be read; `lanewise doctor` measures them anew" in receipt.missing["flops.ceiling"]
+    )
+    assert receipt_faults(receipt) == []
 
 
 def test_one_rank_holds_every_expert_and_sends_nothing(facts: RunFacts) -> None:

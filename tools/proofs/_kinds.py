@@ -11,6 +11,7 @@ import functools
 import json
 import pickle
 import random
+import shutil
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lanewise.dash.rows import columns, rows
 from lanewise.dash.summary import header_lines, verdict_sentence
 from lanewise.errors import LaneError
 from lanewise.lab.campaign import CampaignFolder
+from lanewise.lab.ledger_file import read_ledger
 from lanewise.lane.built import require_built
 from lanewise.lane.config import parse_config
 from lanewise.lane.digest import lane_digest
@@ -31,6 +33,8 @@ from lanewise.lane.resolve import resolve
 from lanewise.lane.schema import Lane
 from lanewise.lane.sources import Document, parse_toml, parse_yaml, require_shallow
 from lanewise.lane.validate import validate
+from lanewise.receipts.archive import read_archive
+from lanewise.receipts.ceilings import CeilingRecord, cite
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.document import parse_receipt, parse_record, parse_steps, receipt_id_of
 from lanewise.receipts.index import Index
@@ -40,33 +44,25 @@ from lanewise.receipts.schema import Record, RunReceipt, StepSeries
 from lanewise.receipts.store import Store, json_bytes
 from lanewise.receipts.summary import summary_lines
 from lanewise.receipts.validate import receipt_faults
+from lanewise.receipts.views.base import Source
+from lanewise.receipts.views.registry import VIEWS
+from lanewise.receipts.views.text import view_lines
 from tests.receipts.factory import make_body
+from tools.proofs._lab_documents import (
+    CONFIG,
+    GOLDEN,
+    ROOT,
+    journals_of_versions,
+    json_text,
+    plans_of_versions,
+    spoiled_archive,
+    written_ledger,
+)
 from tools.proofs._mutate import odd_json_value, odd_toml_value, spoil_bytes, spoil_tables
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "receipts" / "golden"
-LAB_GOLDEN = ROOT / "tests" / "lab" / "golden"
 PRESETS = ROOT / "src" / "lanewise" / "lane" / "presets"
 MACHINE_CLASS = "cpu-x86_64-2c"
 
-CONFIG = """\
-[speed_defaults.fused_moe]
-state = "on"
-scope = { lanes = ["sha256:9c2f", "sha256:71aa"], machine_class = "h100-sxm" }
-evidence = ["decision:2026-11-23", "decision:2026-11-25"]
-effect = { step_time_ratio = 0.874, interval = [0.869, 0.880] }
-
-[speed_defaults]
-fused_mamba = true
-
-[experimental_taxes.stp]
-state = "off"
-budget_ratio = 1.01
-last = "decision:2026-11-23"
-
-[observability]
-goodput = true
-"""
 YAML = """\
 speed_defaults:
   fused_mamba: true
@@ -106,8 +102,8 @@ def kinds(scratch: Path) -> tuple[Kind, ...]:
         scratch: folder for files that a kind needs before the first check.
     """
     presets = [path.read_bytes() for path in sorted(PRESETS.glob("*.toml"))]
-    plans = [(LAB_GOLDEN / "plan-1.0.json").read_bytes()]
-    journals = [(LAB_GOLDEN / "journal-1.0.jsonl").read_bytes()]
+    plans = plans_of_versions()
+    journals = journals_of_versions()
     return (
         Kind(name="lane text", count=30_000, spoil=_bytes_of(presets), check=_check_lane_text),
         Kind(name="lane tables", count=25_000, spoil=_lane_tables, check=_check_lane_tables),
@@ -139,6 +135,15 @@ def kinds(scratch: Path) -> tuple[Kind, ...]:
         ),
         Kind(name="plan", count=4_000, spoil=_either(plans), check=_check_plan),
         Kind(name="journal", count=4_000, spoil=_bytes_of(journals), check=_check_journal),
+        Kind(
+            name="ledger",
+            count=4_000,
+            spoil=_bytes_of([written_ledger(), CONFIG.encode()]),
+            check=_check_ledger,
+        ),
+        Kind(
+            name="archive file", count=3_000, spoil=spoiled_archive(scratch), check=_check_archive
+        ),
         Kind(name="index", count=500, spoil=_index(scratch), check=_check_index),
     )
 
@@ -169,7 +174,7 @@ def _either(bases: list[bytes]) -> Callable[[random.Random], bytes]:
     def spoil(rng: random.Random) -> bytes:
         if rng.random() < 0.5:
             return spoil_bytes(rng.choice(bases), rng)
-        return _json(spoil_tables(rng.choice(parsed), rng, odd_json_value))
+        return json_text(spoil_tables(rng.choice(parsed), rng, odd_json_value))
 
     return spoil
 
@@ -180,7 +185,7 @@ def _rehashed(rng: random.Random) -> bytes:
     # What has no canonical form no writer could have hashed.
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         document["receipt_id"] = receipt_id_of(document)
-    return _json(document)
+    return json_text(document)
 
 
 @functools.cache
@@ -270,6 +275,8 @@ def _check_receipt(content: bytes, _folder: Path) -> bool:
     promote("receipt", receipt.model_dump(mode="json"), f"{receipt.receipt_id[7:]}.json")
     receipt_faults(receipt)
     _printable(summary_lines(receipt))
+    for entry in VIEWS.values():
+        _printable(view_lines(entry.build(Source(receipt=receipt))))
     return True
 
 
@@ -283,8 +290,36 @@ def _check_record(model: type[Record], content: bytes, _folder: Path) -> bool:
     if isinstance(record, Decision):
         promote("decision", record.model_dump(mode="json"), f"{record.decision_id}.json")
         _printable([row.cell(column) for row in rows([record]) for column in columns([record])])
+    elif isinstance(record, CeilingRecord):
+        cite(record, at="2026-11-23T10:00:00Z")
     elif isinstance(record, CampaignRecord):
         _printable([*header_lines(record), verdict_sentence(record, ())])
+    return True
+
+
+def _check_ledger(content: bytes, folder: Path) -> bool:
+    path = folder / "ledger.toml"
+    path.write_bytes(content)
+    found = read_ledger(path)
+    found.composed(found.entries, found.taxes)
+    return True
+
+
+def _check_archive(content: bytes, folder: Path) -> bool:
+    """Nothing outside of the folder it is unfolded into is touched, whatever the archive says."""
+    archive, into = folder / "archive.tar.gz", folder / "unfolded"
+    archive.write_bytes(content)
+    shutil.rmtree(into, ignore_errors=True)
+    into.mkdir()
+    before = {path.name for path in folder.iterdir()}
+    try:
+        manifest = read_archive(archive, into)
+        for file in manifest.files:
+            if len((into / file.name).read_bytes()) != file.size_bytes:
+                raise Mistake(f"{file.name} was accepted with another size")
+    finally:
+        if {path.name for path in folder.iterdir()} != before:
+            raise Mistake("something was written outside of the folder")
     return True
 
 
@@ -346,7 +381,3 @@ def _same(first: object, second: object) -> None:
 
 def _printable(lines: list[str]) -> None:
     "\n".join(lines).encode("utf-8")
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")

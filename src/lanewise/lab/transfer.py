@@ -1,10 +1,12 @@
 """Campaigns move between machines as one archive: pack here, run there, pack, unpack here.
 
-An archive holds plan, journal, receipts with their sidecars, decisions and calibrations of its campaigns, and the ledger.
+An archive holds plan, journal, receipts with their sidecars and decisions of its campaigns, the calibrations drawn from
+them, the calibration or A/A decision they were planned with, all receipts that these cite, and the ledger.
 Unpacking merges it into a store that may hold earlier states of the same campaigns. What never changes (receipts, plans)
 must be identical where both have it. A journal only grows: where one is the beginning of the other, the longer one is the
 newer state, and the documents drawn from it come from its side; where both have grown, the campaign was driven in two
-places and the archive is refused. Nothing is changed unless everything can be.
+places and the archive is refused. A calibration gains a control and an observer: the one that says all the other says is the
+newer. Nothing is changed unless everything can be.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from pathlib import Path
 from typing import Literal
 
 from lanewise.errors import CampaignError, LanewiseError, StoreError, UsageError, one_line
-from lanewise.lab.campaign import JOURNAL, LOCK, PLAN, RECORD, CampaignFolder, stored_plans
+from lanewise.lab.campaign import JOURNAL, PLAN, RECORD, CampaignFolder, stored_plans
 from lanewise.lab.decide import PRODUCER
-from lanewise.lab.journal import BlockDone
+from lanewise.lab.packing import names_of
 from lanewise.receipts import files
 from lanewise.receipts.archive import ROOT_FILES, read_archive, write_archive
 from lanewise.receipts.document import parse_json, parse_receipt
 from lanewise.receipts.index import Index
 from lanewise.receipts.manifest import ArchiveManifest
-from lanewise.receipts.store import STEPS_SUFFIX, Store, artifact_location, sha256_of
+from lanewise.receipts.store import STEPS_SUFFIX, Store, sha256_of
 
 STAGING = ".unpacking-"
 UNPACK_LOCK = ".unpacking.lock"
@@ -81,8 +83,9 @@ def pack(store: Store, target: Path, campaigns: Sequence[str] | None) -> Archive
             stack.enter_context(folder.locked())
         names: set[str] = {name for name in ROOT_FILES if (root / name).is_file()}
         index = Index(store)
+        locations = {f"sha256:{file.stem}": file.name for file in store.receipt_files()}
         for folder in found:
-            names |= set(_names_of(store, index, folder))
+            names |= set(names_of(store, index, folder, locations))
         faulty = _faults(store, sorted(names))
         if faulty:
             raise CampaignError(f"nothing was packed: {faulty}")
@@ -128,39 +131,6 @@ def unpack(store: Store, archive: Path) -> Unpacked:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _names_of(store: Store, index: Index, folder: CampaignFolder) -> Iterator[str]:
-    """Files of a campaign, relative to the store's root."""
-    campaign = folder.path.name
-    for path in sorted(folder.path.iterdir()):
-        if path.is_file() and path.name != LOCK and not path.name.startswith("."):
-            yield f"campaigns/{campaign}/{path.name}"
-    prefix = f"{store.root}/"
-    locations = {f"sha256:{file.stem}": f"{prefix}{file.name}" for file in store.receipt_files()}
-    cited = {
-        receipt
-        for entry in folder.journal.read()
-        if isinstance(entry, BlockDone)
-        for ids in entry.receipts.values()
-        for receipt in ids
-    }
-    # Receipts that no line cites are of attempts that were cut short: evidence as well.
-    found = {row.location for row in index.query(campaign=campaign).rows}
-    found |= {locations[receipt] for receipt in cited & locations.keys()}
-    for location in sorted(found):
-        yield location.removeprefix(prefix)
-        for artifact in store.read_receipt(location).artifacts:
-            beside = artifact_location(location, artifact)
-            if beside.startswith(prefix) and files.exists(beside):
-                yield beside.removeprefix(prefix)
-    for row in index.query(kind="decision", campaign=campaign).rows:
-        yield row.location.removeprefix(prefix)
-    plan = folder.plan()
-    for source in {plan.noise_source, plan.margin.source}:
-        for name in (f"calibrations/{source}.json", f"decisions/{source}.json"):
-            if "/" not in source and files.exists(f"{prefix}{name}"):
-                yield name
-
-
 def _faults(store: Store, names: Sequence[str]) -> str:
     """The first file that does not hold what it claims, and how many others; empty when all are sound."""
     faulty = []
@@ -181,6 +151,8 @@ def _require_sound(store: Store, name: str) -> None:
             store.read_steps(location)
     elif name.startswith("decisions/"):
         _require_named(name, store.read_decision(location).decision_id)
+    elif name.startswith("calibrations/"):
+        _require_named(name, store.read_calibration(location).calibration_id)
     elif name.endswith(f"/{RECORD}"):
         store.read_campaign(location)
     elif name.endswith(f"/{PLAN}"):
@@ -264,6 +236,8 @@ def _fate(
     if name.startswith("receipts/"):
         # The archive's is sound, or it would not have come this far; a damaged one here is made good by it.
         return "newer" if _is_damaged(root, name) else None
+    if name.startswith("calibrations/"):
+        return _growth(ours, theirs)
     relation = relations.get(_campaign_of(staging, name))
     if relation in (None, "new") or name.endswith(f"/{PLAN}"):
         return None
@@ -302,6 +276,28 @@ def _drawn_alike(ours: bytes, theirs: bytes) -> bool:
     return all(
         mine.get(key) == other.get(key) for key in (mine.keys() | other.keys()) - {*_WRITTEN_AT}
     )
+
+
+def _growth(ours: bytes, theirs: bytes) -> Fate | None:
+    """What the archive's calibration is to the store's; None where each says what the other does not."""
+    try:
+        mine, other = parse_json(ours, "store"), parse_json(theirs, "archive")
+    except LanewiseError:
+        return None
+    for document in (mine, other):
+        document.pop("producer", None)
+    if _says_all(other, mine):
+        return "same" if _says_all(mine, other) else "newer"
+    return "older" if _says_all(mine, other) else None
+
+
+def _says_all(whole: object, part: object) -> bool:
+    """Whether a document holds every value of another that is not null."""
+    if part is None:
+        return True
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(_says_all(whole.get(key), value) for key, value in part.items())
+    return whole == part
 
 
 def _put(root: Path, staging: Path, names: Sequence[str]) -> None:

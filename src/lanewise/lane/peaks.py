@@ -1,7 +1,7 @@
 """Published dense matmul peaks of devices, by machine class and compute precision, in FLOP/s of one device.
 
-Dense figures: the data sheets print twice as much with structured sparsity. fp32 is the rate without tensor cores, since
-torch multiplies fp32 in full precision unless told otherwise.
+The vendor prints bf16 with structured sparsity, which doubles it; the peak here is half of what is printed. fp32 is the
+rate without tensor cores, since torch multiplies fp32 in full precision unless told otherwise.
 """
 
 from __future__ import annotations
@@ -25,23 +25,28 @@ class Peak:
     source: str
 
 
-_H100: Final = "NVIDIA H100 data sheet, dense"
-_H200: Final = "NVIDIA H200 data sheet, dense"
-_A100: Final = "NVIDIA A100 data sheet, dense"
+_H100: Final = "https://www.nvidia.com/en-us/data-center/h100/"
+_H100_PCIE: Final = "NVIDIA H100 PCIe data sheet"
+_H200: Final = "https://www.nvidia.com/en-us/data-center/h200/"
+_A100: Final = "https://www.nvidia.com/en-us/data-center/a100/"
+_TERA: Final = 1e12
 _PEAKS: Final[Mapping[tuple[str, str], Mapping[str, Peak]]] = MappingProxyType(
     {
         (model, form): {
-            "bf16": Peak(flops_per_second=bf16, source=source),
-            "fp32": Peak(flops_per_second=fp32, source=source),
+            "bf16": Peak(
+                flops_per_second=sparse_bf16 / 2 * _TERA,
+                source=f"dense, half of {sparse_bf16:,} TFLOPS with sparsity, {source}",
+            ),
+            "fp32": Peak(flops_per_second=fp32 * _TERA, source=f"dense, {source}"),
         }
-        for model, form, bf16, fp32, source in (
-            ("h100", "sxm", 989.4e12, 66.9e12, _H100),
-            ("h100", "pcie", 756e12, 51e12, _H100),
-            ("h100", "nvl", 835e12, 60e12, _H100),
-            ("h200", "sxm", 989.4e12, 66.9e12, _H200),
-            ("h200", "nvl", 835e12, 60e12, _H200),
-            ("a100", "sxm", 312e12, 19.5e12, _A100),
-            ("a100", "pcie", 312e12, 19.5e12, _A100),
+        for model, form, sparse_bf16, fp32, source in (
+            ("h100", "sxm", 1979, 67.0, _H100),
+            ("h100", "pcie", 1513, 51.0, _H100_PCIE),
+            ("h100", "nvl", 1671, 60.0, _H100),
+            ("h200", "sxm", 1979, 67.0, _H200),
+            ("h200", "nvl", 1671, 60.0, _H200),
+            ("a100", "sxm", 624, 19.5, _A100),
+            ("a100", "pcie", 624, 19.5, _A100),
         )
     }
 )

@@ -32,7 +32,7 @@ MAX_TOTAL_BYTES = 2**33
 MAX_MANIFEST_BYTES = 2**26
 FOLDERS = ("receipts", "decisions", "campaigns", "calibrations")
 """Folders of a store that an archive may write into."""
-ROOT_FILES = ("ledger.toml", "ledger.json")
+ROOT_FILES = ("ledger.toml",)
 """Files of a store's root that an archive may hold."""
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+:=-]{0,199}")

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from lanewise.receipts.decision import Margin
-from lanewise.receipts.record import Digest, NonNegativeInt, Record
+from lanewise.receipts.record import Digest, LogEffect, NonNegativeInt, Record
 from lanewise.receipts.schema import Environment, LaneIdentity, Machine, Producer
 
 CALIBRATION_SCHEMA_VERSION = "1.0.0"
@@ -29,7 +29,7 @@ class CalibrationBlock(Record):
 
     campaign_id: str
     block: int
-    contrast_log: float
+    contrast_log: LogEffect
     num_quads: NonNegativeInt
     """Quads run, warm-up included, as a plan counts them."""
     wall_seconds: float
@@ -41,7 +41,7 @@ class FalsePositives(Record):
 
     looks: tuple[int, ...]
     """Blocks at each look; one entry is a plan without early looks."""
-    margin_log: float
+    margin_log: LogEffect
     """Smallest mean that got a verdict: 0 tests the statistics alone, δ is what a campaign does."""
     trials: int
     called: int
@@ -54,7 +54,7 @@ class Detectable(Record):
     """Smallest effect that a plan of so many blocks, with its looks, calls a difference with 80 % power."""
 
     num_blocks: int
-    effect_log: float
+    effect_log: LogEffect
 
 
 class ControlResult(Record):
@@ -62,11 +62,11 @@ class ControlResult(Record):
 
     campaign_id: str
     decision_id: str
-    planted_log: float
+    planted_log: LogEffect
     planned_blocks: int
     num_blocks: int
     verdict: str
-    log_ratio: float | None
+    log_ratio: LogEffect | None
     interval_log: Interval | None
     found: bool
     """Called SLOWER."""
@@ -82,7 +82,7 @@ class ObserverResult(Record):
     total_ratio: float
     """The same with what lies between steps."""
     campaign_id: str | None = None
-    log_ratio: float | None = None
+    log_ratio: LogEffect | None = None
     interval_log: Interval | None = None
     contains_direct: bool | None = None
     """Whether the campaign's interval contains the accounted cost; null without a campaign."""
@@ -118,9 +118,9 @@ class CalibrationRecord(Record):
     quads_per_block: float
     """Median over blocks; a campaign of fewer quads is noisier than this calibration says."""
     seconds_per_block: float
-    block_sd_log: float
+    block_sd_log: LogEffect
     block_sd_interval: Interval
-    bias_log: float
+    bias_log: LogEffect
     """Mean contrast of arms that do not differ."""
     bias_interval: Interval
     bias_p: float
@@ -131,7 +131,7 @@ class CalibrationRecord(Record):
     autocorrelation_p: float
     drifting: bool
     false_positives: tuple[FalsePositives, ...]
-    half_width_log: float
+    half_width_log: LogEffect
     margin: Margin
     detectable: tuple[Detectable, ...]
     control: ControlResult | None = None

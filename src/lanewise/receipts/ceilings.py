@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lanewise.errors import ReceiptError, one_line
 from lanewise.receipts.record import NonNegativeInt, Record
 from lanewise.receipts.schema import Machine, Producer
 from lanewise.receipts.utilization import CitedCeiling
@@ -55,8 +56,17 @@ def ceiling_name(machine: Machine, dtype: str, num_threads: int | None) -> str:
 
 
 def cite(record: CeilingRecord, *, at: str) -> CitedCeiling:
-    """The ceiling as a run that starts at `at` (RFC 3339, UTC) cites it; a clock set back makes its age 0."""
-    age = datetime.fromisoformat(at) - datetime.fromisoformat(record.measured_at)
+    """The ceiling as a run that starts at `at` (RFC 3339, UTC) cites it; a clock set back makes its age 0.
+
+    Raises:
+        ReceiptError: the record does not say when it was measured.
+    """
+    try:
+        age = datetime.fromisoformat(at) - datetime.fromisoformat(record.measured_at)
+    except (ValueError, TypeError) as error:
+        raise ReceiptError(
+            f"measured_at is {one_line(repr(record.measured_at))}; ceilings need an RFC 3339 time in UTC"
+        ) from error
     return CitedCeiling(
         matmul_flops_per_second=record.matmul_flops_per_second,
         dtype=record.dtype,

@@ -6,18 +6,16 @@ Effects are stated as treated ÷ control (arm B ÷ arm A) on step time: a ratio 
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from lanewise.receipts.interaction import InteractionTable
 from lanewise.receipts.profile import BackendVersions
+from lanewise.receipts.record import LogEffect
 from lanewise.receipts.schema import Check, Digest, LaneIdentity, Machine, Producer, Record
 
 DECISION_SCHEMA_VERSION = "1.2.0"
-
-LogEffect = Annotated[float, Field(ge=-700.0, le=700.0)]
-"""An effect, a noise or a margin on the log scale: its exponential is a number."""
 
 
 class Verdict(enum.StrEnum):
@@ -321,7 +319,7 @@ class CampaignRecord(Record):
     """Step time of the full stack ÷ bare lane, from its own blocks; null when not measured."""
     notes: tuple[str, ...] = Field(default_factory=tuple)
     mode: Literal["confirm", "screen"] = "confirm"
-    planned_effect_log: float | None = None
+    planned_effect_log: LogEffect | None = None
     """Effect that the blocks were chosen to find (`--effect`); null where the budget or a number of blocks decided."""
     screen_design: Literal["toggle", "plackett-burman"] | None = None
     """How a screen varied the features; null in a campaign that is none."""

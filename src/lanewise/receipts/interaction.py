@@ -6,6 +6,7 @@ the full stack. Their difference is the feature's interaction with everything el
 
 from __future__ import annotations
 
+from lanewise.receipts.record import LogEffect
 from lanewise.receipts.schema import Record
 
 
@@ -17,12 +18,12 @@ class Interaction(Record):
     """Id of the decision on the bare lane."""
     leave_one_out: str
     """Id of the decision in the full stack."""
-    add_one_log: float
-    leave_one_out_log: float
-    difference_log: float
+    add_one_log: LogEffect
+    leave_one_out_log: LogEffect
+    difference_log: LogEffect
     """leave_one_out − add_one; above 0 the feature gains less (or costs more) in the full stack than alone."""
-    interval_low_log: float
-    interval_high_log: float
+    interval_low_log: LogEffect
+    interval_high_log: LogEffect
     confidence: float
     degrees_of_freedom: float
     """Welch's, of two independent sets of blocks."""
@@ -30,9 +31,9 @@ class Interaction(Record):
     """Two-sided, of no interaction."""
     adjusted_p: float
     """Holm, over the features of the campaign."""
-    mde_log: float
+    mde_log: LogEffect
     """Smallest difference that Welch's test alone finds with 80 % power at this spread."""
-    detectable_log: float
+    detectable_log: LogEffect
     """Smallest difference that is reported with 80 % power: the whole rule, MDE and Holm included."""
     found: bool
     """Interval without 0, adjusted p within α and |difference| at least the MDE."""
@@ -55,16 +56,16 @@ class Additivity(Record):
     """Ids of the decisions that were summed."""
     missing: tuple[str, ...]
     """Features of the full stack without a usable add-one effect; their share is in the difference."""
-    sum_log: float
-    full_stack_log: float
-    difference_log: float
+    sum_log: LogEffect
+    full_stack_log: LogEffect
+    difference_log: LogEffect
     """full stack − sum; above 0 the features together gain less than their product says."""
-    interval_low_log: float
-    interval_high_log: float
+    interval_low_log: LogEffect
+    interval_high_log: LogEffect
     confidence: float
     degrees_of_freedom: float
     p_value: float
-    mde_log: float
+    mde_log: LogEffect
     explained: bool | None
     """No difference beyond the MDE with an interval without 0; null while a feature is missing."""
     reason: str

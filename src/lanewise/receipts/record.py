@@ -11,6 +11,9 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0.0)]
 
+LogEffect = Annotated[float, Field(ge=-700.0, le=700.0)]
+"""An effect, a noise or a margin on the log scale: its exponential is a number."""
+
 
 def _null_unless_finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -121,7 +121,7 @@ class Store:
         """What this very machine did at best with that dtype and number of threads; None when nobody has measured it.
 
         Raises:
-            ReceiptError: the document is damaged, or of a newer major version.
+            ReceiptError: the document is damaged, of another machine, or of a newer major version.
         """
         name = ceilings.ceiling_name(machine, dtype, num_threads)
         location = f"{self.root}/{ceilings.FOLDER}/{name}"
@@ -129,7 +129,13 @@ class Store:
             content = files.read_bytes(location)
         except FileNotFoundError:
             return None
-        return parse_record(ceilings.CeilingRecord, content, location)
+        record = parse_record(ceilings.CeilingRecord, content, location)
+        measured = (record.machine.instance_digest, record.dtype, record.num_threads)
+        if measured != (machine.instance_digest, dtype, num_threads):
+            raise ReceiptError(
+                f"{location}: holds the ceilings of another machine, dtype or number of threads"
+            )
+        return record
 
     def campaign_folder(self, campaign_id: str) -> str:
         """Where a campaign keeps its record and its working files."""
@@ -211,6 +217,10 @@ class Store:
     def calibration_files(self) -> list[FileStamp]:
         """The calibration files, named relative to the root."""
         return files.list_json(self.root, "calibrations")
+
+    def ceiling_files(self) -> list[FileStamp]:
+        """The documents of measured ceilings, named relative to the root."""
+        return files.list_json(self.root, ceilings.FOLDER)
 
     def indexed_files(self, found: files.FoldersFound) -> list[FileStamp]:
         """Receipt and decision files of folders that `found` does not know to be unchanged; all of a remote store."""

@@ -9,6 +9,7 @@ are the cross-check: tensor-pipe activity × SM clock ÷ highest SM clock should
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -62,25 +63,30 @@ def utilizations(
     flops_per_token: Mapping[Literal["lane", "hardware", "six_n_active"], float | None],
     ceilings: Mapping[Literal["peak", "measured_matmul"], float | None],
 ) -> tuple[Utilization, ...]:
-    """Every numerator that is known against every ceiling that is known, in the order given.
+    """Every numerator that is known against every ceiling that is known, in the order given; impossible numbers are no numbers.
 
     Args:
         tokens_per_second: of one device.
         flops_per_token: numerators.
         ceilings: FLOP/s of one device.
     """
+    known = [
+        (numerator, tokens_per_second * flops, ceiling, limit)
+        for numerator, flops in flops_per_token.items()
+        if flops is not None
+        for ceiling, limit in ceilings.items()
+        if limit is not None and limit > 0
+    ]
     return tuple(
         Utilization(
             numerator=numerator,
             ceiling=ceiling,
-            achieved_flops_per_second=tokens_per_second * flops,
+            achieved_flops_per_second=achieved,
             ceiling_flops_per_second=limit,
-            ratio=tokens_per_second * flops / limit,
+            ratio=achieved / limit,
         )
-        for numerator, flops in flops_per_token.items()
-        if flops is not None
-        for ceiling, limit in ceilings.items()
-        if limit is not None
+        for numerator, achieved, ceiling, limit in known
+        if achieved >= 0 and math.isfinite(achieved / limit)
     )
 
 

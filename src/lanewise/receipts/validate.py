@@ -8,6 +8,7 @@ from typing import Any
 from lanewise.errors import LanewiseError
 from lanewise.receipts import files
 from lanewise.receipts.calibration import CalibrationBlock, CalibrationRecord
+from lanewise.receipts.ceilings import CeilingRecord, ceiling_name, cite
 from lanewise.receipts.decision import BlockRecord, CampaignRecord, Decision
 from lanewise.receipts.document import RecordT, parse_json, parse_receipt, parse_record, short
 from lanewise.receipts.migrate import parse_version
@@ -95,7 +96,7 @@ def _is_newer(path: str, body: Mapping[str, Any]) -> bool:
 
 
 def store_faults(store: Store) -> Iterator[tuple[str, list[str]]]:
-    """Check every receipt, decision, campaign and calibration of a store.
+    """Check every receipt, decision, campaign, calibration and ceiling of a store.
 
     Yields:
         Location and faults of each file, sound ones included.
@@ -114,24 +115,28 @@ def store_faults(store: Store) -> Iterator[tuple[str, list[str]]]:
     for file in sorted(store.calibration_files()):
         location = f"{store.root}/{file.name}"
         yield location, calibration_file_faults(location, known)
+    for file in sorted(store.ceiling_files()):
+        location = f"{store.root}/{file.name}"
+        yield location, ceilings_file_faults(location)
 
 
 def record_file_faults(location: str, store: Store) -> list[str]:
-    """Every fault of the receipt, decision or campaign in a file.
+    """Every fault of the record in a file, whatever its kind.
 
     Args:
         location: the file.
         store: where the receipts that a decision cites are looked for.
     """
     try:
-        kind = parse_json(files.read_bytes(location), location).get("kind")
+        kind = str(parse_json(files.read_bytes(location), location).get("kind"))
     except (FileNotFoundError, LanewiseError):
-        kind = None
+        kind = ""
     if kind in ("decision", "noise_calibration"):
         known = {f"sha256:{file.stem}" for file in store.receipt_files()}
         check = decision_file_faults if kind == "decision" else calibration_file_faults
         return check(location, known)
-    return campaign_file_faults(location) if kind == "campaign" else receipt_file_faults(location)
+    others = {"campaign": campaign_file_faults, "ceilings": ceilings_file_faults}
+    return others.get(kind, receipt_file_faults)(location)
 
 
 def decision_file_faults(location: str, known_receipts: set[str]) -> list[str]:
@@ -166,6 +171,22 @@ def campaign_file_faults(location: str) -> list[str]:
     """Every fault of a campaign file."""
     campaign = _read(CampaignRecord, location)
     return [] if isinstance(campaign, CampaignRecord) else [campaign]
+
+
+def ceilings_file_faults(location: str) -> list[str]:
+    """Every fault of a file of measured ceilings, among them one under the name of another measurement."""
+    record = _read(CeilingRecord, location)
+    if not isinstance(record, CeilingRecord):
+        return [record]
+    faults = []
+    name = ceiling_name(record.machine, record.dtype, record.num_threads)
+    if location.rsplit("/", 1)[-1] != name:
+        faults.append(f"the file of these ceilings must be named {name}")
+    try:
+        cite(record, at=record.measured_at)
+    except LanewiseError as error:
+        faults.append(str(error))
+    return faults
 
 
 def _read(model: type[RecordT], location: str) -> RecordT | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from lanewise.errors import ReceiptError, StoreError
 from lanewise.lane.flops import lane_flops
 from lanewise.lane.hardware_flops import conventions
 from lanewise.lane.peaks import peak
@@ -27,21 +28,25 @@ def tokens_per_step(resolved: ResolvedLane) -> int:
     return batch.sequence_length * batch.micro_batch_size * batch.gradient_accumulation_steps
 
 
-def stored_ceiling(request: RunRequest, machine: Machine, at: str) -> CitedCeiling | None:
-    """The matmul ceiling that `lanewise doctor` left in the store for this machine, precision and number of threads.
+def stored_ceiling(request: RunRequest, machine: Machine, at: str) -> CitedCeiling | str:
+    """The matmul ceiling that `lanewise doctor` left in the store for this machine, precision and number of threads, or why
+    there is none: a document that cannot be read must not cost a run its receipt.
 
     Args:
         request: the run.
         machine: where it runs.
         at: when it began, RFC 3339 in UTC.
-
-    Raises:
-        ReceiptError: the document is damaged.
     """
     compute = request.resolved.lane.precision.compute
     threads = request.num_threads if request.resolved.device_type == "cpu" else None
-    found = Store(request.store_root).read_ceilings(machine, compute, threads)
-    return None if found is None else cite(found, at=at)
+    try:
+        found = Store(request.store_root).read_ceilings(machine, compute, threads)
+        if found is not None:
+            return cite(found, at=at)
+    except (ReceiptError, StoreError):
+        return "the ceilings of this machine in the store cannot be read; `lanewise doctor` measures them anew"
+    with_threads = "" if threads is None else f" with {threads} thread{'s' * (threads != 1)}"
+    return f"no {compute} ceiling of this machine{with_threads} in the store; `lanewise doctor` measures it"
 
 
 def flops_record(
@@ -49,9 +54,8 @@ def flops_record(
     steps: StepSummary | None,
     missing: dict[str, str],
     *,
-    ceiling: CitedCeiling | None,
+    ceiling: CitedCeiling | str,
     activity: TensorActivity | str,
-    num_threads: int,
 ) -> Flops:
     """The FLOPs of a receipt. `*_utilization_ratio` are of the vendor's peak, or of the measured ceiling where there is none.
 
@@ -59,26 +63,23 @@ def flops_record(
         resolved: what was run.
         steps: its steady steps; None without.
         missing: reasons for nulls by dotted path; added to.
-        ceiling: measured on this machine with this dtype and number of threads; None when nobody has.
+        ceiling: measured on this machine with this dtype and number of threads, or why there is none.
         activity: hardware counters, or why there are none.
-        num_threads: intra-op threads of the run.
     """
     counted = lane_flops(resolved.lane)
     three = conventions(resolved.lane, resolved.model_switches)
     compute = resolved.lane.precision.compute
     published = peak(resolved.machine_class, compute)
-    measured = None if ceiling is None else ceiling.matmul_flops_per_second
+    cited = ceiling if isinstance(ceiling, CitedCeiling) else None
+    measured = None if cited is None else cited.matmul_flops_per_second
     limit = measured if published is None else published.flops_per_second
     counters = activity if isinstance(activity, TensorActivity) else None
     if published is None:
         what = "a CPU" if resolved.device_type == "cpu" else f"{resolved.machine_class}, {compute}"
         missing["flops.peak_flops_per_second"] = f"no published peak for {what}"
         missing["flops.peak_source"] = f"no published peak for {what}"
-    if ceiling is None:
-        threads = f" with {num_threads} thread{'s' * (num_threads != 1)}"
-        with_threads = threads if resolved.device_type == "cpu" else ""
-        reason = f"no {compute} ceiling of this machine{with_threads} in the store; `lanewise doctor` measures it"
-        missing["flops.measured_matmul_flops_per_second"] = missing["flops.ceiling"] = reason
+    if not isinstance(ceiling, CitedCeiling):
+        missing["flops.measured_matmul_flops_per_second"] = missing["flops.ceiling"] = ceiling
     if not isinstance(activity, TensorActivity):
         missing["flops.tensor_activity"] = activity
     record = Flops(
@@ -99,7 +100,7 @@ def flops_record(
         hardware_flops_utilization_ratio=None,
         hardware_flops_per_token=three.hardware,
         six_n_active_flops_per_token=three.six_n_active,
-        ceiling=ceiling,
+        ceiling=cited,
         tensor_activity=counters,
         flags=(),
     )

@@ -87,7 +87,7 @@ class RunFacts:
         routing_ids_digest: digest of the routing recorded or followed; None without either.
         aborted: None when all steps were taken, else why not.
         failure: what stopped it, if the run knows; failed checks name their own.
-        ceiling: measured matmul ceiling of this machine, if the store has one.
+        ceiling: measured matmul ceiling of this machine, or why there is none.
         observer: what observing cost; None where it is not accounted.
         goodput_by_rank: all ranks' goodput, folded by `measure.ranks.fold_ranks`; None in a run of one process.
     """
@@ -116,7 +116,7 @@ class RunFacts:
     routing_ids_digest: str | None
     aborted: str | None
     failure: Failure | None = None
-    ceiling: CitedCeiling | None = None
+    ceiling: CitedCeiling | str = "nobody looked for a ceiling; `lanewise doctor` measures it"
     goodput_by_rank: GoodputByRank | None = None
     observer: ObserverCost | None = None
 
@@ -177,7 +177,6 @@ def assemble(facts: RunFacts) -> dict[str, Any]:
             missing,
             ceiling=facts.ceiling,
             activity=facts.readings.tensor_activity,
-            num_threads=facts.request.num_threads,
         ),
         "routing": routing_record(resolved.lane, facts.expert_loads[facts.warmup.steps :], missing),
         "telemetry": facts.readings.telemetry,

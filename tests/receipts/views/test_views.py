@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from lanewise.errors import ReceiptError
+from lanewise.measure.ranks import RankReading, fold_ranks
 from lanewise.receipts.extension_keys import KERNELS_KEY, LAYER_LOSSES_KEY, LOSS_PARTS_KEY
 from lanewise.receipts.schema import StepSeries
 from lanewise.receipts.views.attention_backend import attention_backend
-from lanewise.receipts.views.base import Source
+from lanewise.receipts.views.base import Source, layers_of
 from lanewise.receipts.views.compile_runtime import compile_runtime
 from lanewise.receipts.views.expert_routing import expert_routing
 from lanewise.receipts.views.failure import failure
@@ -309,6 +310,34 @@ def test_goodput_is_a_partition_that_closes() -> None:
     assert math.fsum(part.wall_ratio or 0.0 for part in view.parts) == pytest.approx(1.0)
     assert (view.gap_seconds, view.other_seconds) == (0.0, 0.25)
     assert (view.num_steps, view.mean_step_seconds) == (2, 1.0)
+
+
+def test_goodput_of_several_ranks_names_the_slowest() -> None:
+    mine = make_receipt().goodput
+    assert mine is not None
+    other = mine.model_copy(update={"badput_seconds": {**mine.badput_seconds, "data_wait": 0.75}})
+    folded = fold_ranks(
+        [
+            RankReading(goodput=mine, step_seconds=(1.0, 1.0)),
+            RankReading(goodput=other, step_seconds=(1.0, 3.0)),
+        ]
+    )
+    receipt = make_receipt({"goodput_by_rank": folded.model_dump(mode="json")})
+    view = goodput(Source(receipt=receipt))
+    assert (view.num_ranks, view.straggler_ratio) == (2, pytest.approx(4.0 / 3.0))
+    parts = {part.category: part for part in view.rank_parts}
+    assert list(parts) == ["wall", "step", "training_prep", "data_wait", "other"]
+    data = parts["data_wait"]
+    assert (data.fastest_seconds, data.slowest_seconds, data.slowest_rank) == (0.25, 0.75, 1)
+    alone = goodput(Source(receipt=make_receipt()))
+    assert (alone.rank_parts, alone.missing["rank_parts"]) == ((), "a run of one process")
+
+
+def test_a_receipt_of_absurdly_many_layers_keeps_nobody_busy() -> None:
+    receipt = make_receipt({"lane.num_layers": 2**53 - 1})
+    assert len(layers_of(receipt, "E")) == 10_000 // 12 * 5 + 2
+    far = make_receipt({"routing.expert_ranks": [0, 2**53 - 1]})
+    assert [row.rank for row in expert_routing(Source(receipt=far)).ranks] == [0, 2**53 - 1]
 
 
 def test_goodput_that_does_not_close_shows_the_gap() -> None:

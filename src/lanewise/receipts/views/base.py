@@ -15,6 +15,8 @@ from lanewise.receipts.schema import FIELDS_SINCE, RunReceipt, StepSeries
 ValueT = TypeVar("ValueT")
 NO_BASE = "no --base RECEIPT was given"
 NO_STEPS = "the receipt has no step series"
+MOST_LAYERS = 10_000
+"""No lane may have more (`lane.schema`); a receipt that claims more must not keep a reader busy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +96,7 @@ def layers_of(receipt: RunReceipt, letter: str) -> tuple[int, ...]:
     pattern = receipt.lane.layer_pattern
     if not pattern:
         return ()
-    layers = range(receipt.lane.num_layers)
+    layers = range(min(receipt.lane.num_layers, MOST_LAYERS))
     return tuple(layer for layer in layers if pattern[layer % len(pattern)] == letter)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
+from lanewise.receipts.goodput import GoodputByRank
 from lanewise.receipts.record import Record
 from lanewise.receipts.views.base import ArticleNames, Reasons, Source, View
 
@@ -28,6 +29,17 @@ class GoodputPart(Record):
     """Share of wall time; null in a run without any."""
 
 
+class RankedPart(Record):
+    """One category of wall time over all ranks of a run of several processes."""
+
+    category: str
+    fastest_seconds: float
+    fastest_rank: int
+    slowest_seconds: float
+    slowest_rank: int
+    mean_seconds: float
+
+
 class GoodputView(View):
     """Fields of `--view goodput`."""
 
@@ -47,6 +59,11 @@ class GoodputView(View):
     """Over all steps, warm-up included."""
     observer_seconds: float | None
     overlapped_seconds: float | None
+    num_ranks: int | None
+    straggler_ratio: float | None
+    """What the job's steps took ÷ what they would have taken with every rank as fast as the mean."""
+    rank_parts: tuple[RankedPart, ...]
+    """Wall time, steps and every category of badput that is not 0 everywhere: fastest and slowest rank."""
 
 
 def goodput(source: Source) -> GoodputView:
@@ -65,6 +82,14 @@ def goodput(source: Source) -> GoodputView:
         mean,
         otherwise="the receipt has no step series" if steps is None else "no steps",
     )
+    by_rank = receipt.goodput_by_rank
+    for field in ("num_ranks", "straggler_ratio", "rank_parts"):
+        reasons.take(field, by_rank, path="goodput_by_rank", otherwise="a run of one process")
+    ranks: dict[str, Any] = {
+        "num_ranks": None if by_rank is None else by_rank.num_ranks,
+        "straggler_ratio": None if by_rank is None else by_rank.straggler_ratio,
+        "rank_parts": () if by_rank is None else _rank_parts(by_rank),
+    }
     if found is None:
         fields = (
             "wall_duration_seconds",
@@ -85,6 +110,7 @@ def goodput(source: Source) -> GoodputView:
             mean_step_seconds=mean,
             observer_seconds=None,
             overlapped_seconds=None,
+            **ranks,
             missing=reasons.missing,
         )
     wall = found.wall_duration_seconds
@@ -114,5 +140,22 @@ def goodput(source: Source) -> GoodputView:
         overlapped_seconds=reasons.take(
             "overlapped_seconds", found.overlapped_seconds, path="goodput.overlapped_seconds"
         ),
+        **ranks,
         missing=reasons.missing,
+    )
+
+
+def _rank_parts(by_rank: GoodputByRank) -> tuple[RankedPart, ...]:
+    ranges = {"wall": by_rank.wall_duration_seconds, "step": by_rank.step_seconds}
+    ranges |= {key: each for key, each in by_rank.badput_seconds.items() if each.slowest > 0}
+    return tuple(
+        RankedPart(
+            category=category,
+            fastest_seconds=each.fastest,
+            fastest_rank=each.fastest_rank,
+            slowest_seconds=each.slowest,
+            slowest_rank=each.slowest_rank,
+            mean_seconds=each.mean,
+        )
+        for category, each in ranges.items()
     )
