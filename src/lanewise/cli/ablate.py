@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,25 @@ EffectOption = Annotated[
         "its budget. --budget is then an upper bound.",
     ),
 ]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        min=1,
+        help="Each arm of a block takes exactly this many optimizer steps, to compare losses; --budget then buys blocks, "
+        "which are seeds for a feature that changes the mathematics.",
+        show_default="by budget",
+    ),
+]
+TargetLossOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-loss",
+        metavar="NATS",
+        help="Compare the step time that both arms need to this loss, for features that change the mathematics.",
+        show_default="the worse of both arms' last losses",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
 ThreadsOption = Annotated[
     int | None,
@@ -117,6 +137,8 @@ def ablate(
     block_design: BlockDesignOption = None,
     blocks: BlocksOption = None,
     effect: EffectOption = None,
+    steps: StepsOption = None,
+    target_loss: TargetLossOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
@@ -160,6 +182,8 @@ def ablate(
         device,
         pin=pin,
         cache=cache,
+        steps=steps,
+        target_loss=target_loss,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
@@ -184,6 +208,8 @@ def plan(
     block_design: BlockDesignOption = None,
     blocks: BlocksOption = None,
     effect: EffectOption = None,
+    steps: StepsOption = None,
+    target_loss: TargetLossOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
@@ -216,6 +242,8 @@ def plan(
         device,
         pin=pin,
         cache=cache,
+        steps=steps,
+        target_loss=target_loss,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         record = campaign_record(_lab(store, view).plan(options), status="PLANNED")
@@ -243,6 +271,8 @@ def _options(
     *,
     pin: bool,
     cache: Literal["warm", "cold"],
+    steps: int | None = None,
+    target_loss: float | None = None,
 ) -> CampaignOptions:
     from lanewise.lab.detect import parse_effect
     from lanewise.lab.plan import parse_budget
@@ -252,6 +282,10 @@ def _options(
     if blocks is not None and effect is not None:
         raise UsageError(
             f"--blocks {blocks} and --effect {effect} both say how many blocks to run; give one of them"
+        )
+    if target_loss is not None and not (math.isfinite(target_loss) and target_loss > 0):
+        raise UsageError(
+            f"--target-loss {target_loss:g} is no loss to reach; give a positive number of nats per token"
         )
     device_type = choose_device(device)
     return CampaignOptions(
@@ -269,6 +303,8 @@ def _options(
         data_path=data,
         pin=pin,
         cache=cache,
+        steps=steps,
+        target_loss=target_loss,
     )
 
 
