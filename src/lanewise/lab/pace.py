@@ -1,6 +1,6 @@
 """Keeps a running campaign inside its budget: learns what blocks really cost and gives later ones fewer or more quads.
 
-The number of quads follows the clock and how many blocks are left, never an estimate of the feature itself, so it cannot
+Where a person fixed the steps of a block, only the number of blocks follows the clock. Elsewhere the number of quads follows the clock and how many blocks are left, never an estimate of the feature itself, so it cannot
 bias a verdict: what a look saves on one feature goes to the others.
 """
 
