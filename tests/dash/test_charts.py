@@ -258,4 +258,4 @@ def test_losses_of_several_seeds_are_drawn_thin_and_told_with_intervals(example:
     thin = [node for node in root.iter() if "thin" in node.get("class", "").split()]
     assert len(thin) == 3 * len(runs)
     assert chart.words.startswith(f"{len(runs)} seeds: ")
-    assert "at equal step time; the target loss takes" in chart.words
+    assert "at equal step time; reaching the worse of both arms' last losses takes" in chart.words

@@ -139,7 +139,7 @@ def test_a_stricter_level_takes_more_blocks_and_says_what_it_finds():
     assert moe.boundary == plan_boundary(family, alpha=alpha)
     assert moe.detectable_log <= effect * 1.001
     (once,) = registered(
-        [planned("fused_moe", 6)], arms("fused_moe"), noise(), looks_once=True, alpha=alpha
+        [planned("fused_moe", 6)], arms("fused_moe"), noise(), looks_once={"fused_moe"}, alpha=alpha
     )
     assert once.boundary == Boundary(looks=(6,), alpha=alpha, nominal_alpha=alpha)
     (aa,) = registered([planned("none", 8)], arms("none"), noise(), alpha=alpha)

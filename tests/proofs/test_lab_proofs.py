@@ -7,9 +7,11 @@ import pytest
 
 from lanewise.lab.calibrate import CalibrateOptions
 from lanewise.lab.calibration import Trials
+from lanewise.receipts.instruments import OBSERVER_KEY, ObserverCost
 from lanewise.receipts.store import Store
 from tests.lab.fake import BASE_SECONDS, World, options, place
-from tools.proofs import aa_campaigns, planted_effects
+from tools.proofs import aa_campaigns, observer_tax, planted_effects
+from tools.proofs._progress import Parts
 
 FEW = Trials(single=1, looks=1)
 
@@ -44,6 +46,7 @@ def planted(folder, sd: float, *, lean: float = 0.0):
         planted_effects.World(
             lab=world.lab(),
             campaign=lambda budget, seed: options(budget_seconds=budget, seed=seed),
+            parts=Parts("planted_effects", {}, total=4, folder=folder / "parts"),
         ),
     )
 
@@ -70,6 +73,7 @@ def aa(folder, sd: float, *, lean: float = 0.0, scale: float = 0.1):
         scale,
         lambda number: worlds[number].lab(),
         lambda number: options(budget_seconds=90.0, seed=number),
+        Parts("aa_campaigns", {}, total=4, folder=folder / "parts"),
     )
 
 
@@ -91,3 +95,72 @@ def test_a_bias_fails_them(tmp_path):
 @pytest.mark.slow
 def test_noise_above_the_bound_fails_them(tmp_path):
     assert not aa(tmp_path, 0.08).claims[2].holds
+
+
+def test_a_cut_run_goes_on_with_the_campaigns_that_are_missing(tmp_path, capsys):
+    worlds = {number: World(store=Store(tmp_path / str(number))) for number in range(2)}
+    for number, world in worlds.items():
+        world.script.seconds = noisy(0.01, number)
+
+    def proof(labs):
+        return aa_campaigns.prove(
+            0.1,
+            lambda number: labs[number].lab(),
+            lambda number: options(budget_seconds=90.0, seed=number),
+            Parts("aa_campaigns", {"blocks": 8}, total=2, folder=tmp_path / "parts"),
+        )
+
+    with pytest.raises(KeyError):
+        proof({0: worlds[0]})
+    # A power cut in the middle of a line loses that line alone.
+    with (tmp_path / "parts" / "parts.jsonl").open("a") as file:
+        file.write('{"part": "campaign 2", "fou')
+    resumed = proof({1: worlds[1]})
+    assert "1 to go, about" in capsys.readouterr().err
+    assert resumed.counts == {"campaigns": 2, "blocks": 16}
+    # All parts are there: nothing is run, and the proof is the same.
+    assert proof({}) == resumed
+
+
+def test_parts_of_other_settings_or_sources_are_not_taken(tmp_path, monkeypatch):
+    folder = tmp_path / "parts"
+    Parts("p", {"n": 1}, total=1, folder=folder).add("a", 7, started=0.0, words="")
+    assert Parts("p", {"n": 1}, total=1, folder=folder).get("a") == 7
+    monkeypatch.setattr("tools.proofs._progress._identity", lambda: {"sources": "others"})
+    assert Parts("p", {"n": 1}, total=1, folder=folder).get("a") is None
+    Parts("p", {"n": 1}, total=1, folder=folder).add("a", 7, started=0.0, words="")
+    assert Parts("p", {"n": 2}, total=1, folder=folder).get("a") is None
+
+
+def observed(folder, *, ratio, effect=0.0, sd=0.002):
+    world = World(store=Store(folder))
+    noise = noisy(sd, 3)
+
+    def seconds(request, step, now):
+        bare = place(request).startswith("observer/") and place(request).endswith("A")
+        return noise(request, step, now) * (1.0 if bare else 1.0 + effect)
+
+    world.script.seconds = seconds
+    seconds_of = {name: 0.0 for name in ObserverCost.model_fields if name.endswith("_seconds")}
+    cost = ObserverCost(steps=40, **seconds_of, in_step_ratio=ratio / 2, total_ratio=ratio)
+    world.script.body = lambda request: {"extensions": {OBSERVER_KEY: cost.model_dump(mode="json")}}
+    return observer_tax.prove(world.lab(), options(budget_seconds=270.0))
+
+
+def test_a_small_observer_tax_that_the_campaign_contains_passes(tmp_path):
+    proof = observed(tmp_path, ratio=4e-4)
+    assert [claim.holds for claim in proof.claims] == [True, True]
+    assert proof.claims[0].measured.startswith("0.0400%")
+    assert proof.counts["campaigns"] == 2
+
+
+def test_what_escapes_the_accounting_fails_it(tmp_path):
+    accounted, contained = observed(tmp_path, ratio=4e-4, effect=0.03).claims
+    assert accounted.holds
+    assert not contained.holds
+
+
+def test_a_large_tax_and_an_interval_that_says_nothing_fail_it(tmp_path):
+    accounted, contained = observed(tmp_path, ratio=2e-3, sd=0.09).claims
+    assert not accounted.holds
+    assert not contained.holds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lanewise.cli.campaign_options import (
+    BlockDesignOption,
+    BlocksOption,
+    BudgetOption,
+    CacheOption,
+    CampaignArgument,
+    ClaimsOption,
+    ConfigOption,
+    DataOption,
+    DesignOption,
+    EffectOption,
+    FeatureOption,
+    LaneArgument,
+    PinOption,
+    SeedOption,
+    SetOption,
+    StepsOption,
+    TargetLossOption,
+    ThreadsOption,
+)
 from lanewise.cli.output import DeviceOption, JsonFlag, StoreOption, console, print_json, store_root
 from lanewise.errors import RunInterrupted, UsageError
 
@@ -19,94 +40,6 @@ if TYPE_CHECKING:
     from lanewise.lab.prepare import CampaignOptions
     from lanewise.lab.session import Lab
     from lanewise.lane.schema import Lane
-
-LaneArgument = Annotated[
-    str, typer.Argument(help="Lane name or TOML file; see `lanewise lane list`.")
-]
-CampaignArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[CAMPAIGN]", help="With --resume: which campaign; default the newest."),
-]
-FeatureOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--feature",
-        metavar="KEY",
-        help="Measure only this feature; repeat for more. `none` is an A/A, `full_stack` all at once.",
-        show_default="all that apply",
-    ),
-]
-BudgetOption = Annotated[
-    str, typer.Option("--budget", metavar="TIME", help="Wall time for everything: 90s, 5m, 1h.")
-]
-DesignOption = Annotated[
-    Literal["leave-one-out", "add-one", "both"],
-    typer.Option(
-        "--design",
-        help="Take each feature out of the full stack, add it to none, or both in the same rounds, which shows interactions.",
-    ),
-]
-BlockDesignOption = Annotated[
-    Literal["lockstep", "sequential"] | None,
-    typer.Option(
-        "--block-design",
-        help="Both arms alive and taking turns, or one process after another.",
-        show_default="lockstep where two copies fit in memory",
-    ),
-]
-BlocksOption = Annotated[
-    int | None,
-    typer.Option(
-        "--blocks", min=2, max=99, help="Blocks of each feature.", show_default="by budget"
-    ),
-]
-EffectOption = Annotated[
-    str | None,
-    typer.Option(
-        "--effect",
-        metavar="PERCENT",
-        help="Plan the blocks that find a change of step time this large (2%) with 80 % power; of a tax: this far from "
-        "its budget. --budget is then an upper bound.",
-    ),
-]
-ClaimsOption = Annotated[
-    Literal["each", "family"],
-    typer.Option(
-        "--claims",
-        help="Each feature errs with 5 %, or the family of all features shares it, which graduation of several needs.",
-    ),
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, help="Threads of a process.", show_default="1 on a CPU"),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="PATH=VALUE", help="Change one setting of the lane; repeat for more."
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML or YAML with speed_defaults and taxes."),
-]
-PinOption = Annotated[
-    bool,
-    typer.Option(
-        "--pin/--no-pin", help="Keep training processes to processors of their own, on a CPU."
-    ),
-]
-CacheOption = Annotated[
-    Literal["warm", "cold"],
-    typer.Option(
-        "--cache",
-        help="Compiled runs find their code ready, or compile from nothing; cold takes 3 blocks or more.",
-    ),
-]
-DataOption = Annotated[
-    str | None, typer.Option("--data", help="Text, JSONL or Parquet; replaces the lane's data.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -129,6 +62,8 @@ def ablate(
     blocks: BlocksOption = None,
     effect: EffectOption = None,
     claims: ClaimsOption = "each",
+    steps: StepsOption = None,
+    target_loss: TargetLossOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
@@ -173,6 +108,8 @@ def ablate(
         pin=pin,
         cache=cache,
         claims=claims,
+        steps=steps,
+        target_loss=target_loss,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
@@ -198,6 +135,8 @@ def plan(
     blocks: BlocksOption = None,
     effect: EffectOption = None,
     claims: ClaimsOption = "each",
+    steps: StepsOption = None,
+    target_loss: TargetLossOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     overrides: SetOption = None,
@@ -231,6 +170,8 @@ def plan(
         pin=pin,
         cache=cache,
         claims=claims,
+        steps=steps,
+        target_loss=target_loss,
     )
     with _terminable(), CampaignView(console(stderr=True)) as view:
         record = campaign_record(_lab(store, view).plan(options), status="PLANNED")
@@ -261,6 +202,8 @@ def _options(
     pin: bool,
     cache: Literal["warm", "cold"],
     claims: Literal["each", "family"],
+    steps: int | None = None,
+    target_loss: float | None = None,
 ) -> CampaignOptions:
     from lanewise.lab.detect import parse_effect
     from lanewise.lab.plan import parse_budget
@@ -270,6 +213,10 @@ def _options(
     if blocks is not None and effect is not None:
         raise UsageError(
             f"--blocks {blocks} and --effect {effect} both say how many blocks to run; give one of them"
+        )
+    if target_loss is not None and not (math.isfinite(target_loss) and target_loss > 0):
+        raise UsageError(
+            f"--target-loss {target_loss:g} is no loss to reach; give a positive number of nats per token"
         )
     device_type = choose_device(device)
     return CampaignOptions(
@@ -288,6 +235,8 @@ def _options(
         pin=pin,
         cache=cache,
         claims=claims,
+        steps=steps,
+        target_loss=target_loss,
     )
 
 

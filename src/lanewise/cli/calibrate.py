@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lanewise.cli import ablate
-from lanewise.cli.ablate import (
+from lanewise.cli.campaign_options import (
     BlockDesignOption,
     ConfigOption,
     DataOption,

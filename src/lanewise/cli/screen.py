@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lanewise.cli.ablate import (
+from lanewise.cli.ablate import _lab, _options, _terminable
+from lanewise.cli.campaign_options import (
     BudgetOption,
     CampaignArgument,
     ConfigOption,
@@ -16,9 +17,6 @@ from lanewise.cli.ablate import (
     SeedOption,
     SetOption,
     ThreadsOption,
-    _lab,
-    _options,
-    _terminable,
 )
 from lanewise.cli.output import (
     DeviceOption,

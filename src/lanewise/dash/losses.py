@@ -27,7 +27,7 @@ class LossChart:
     """One feature's chart.
 
     Attributes:
-        feature: the tax.
+        feature: its key.
         markup: the SVG.
         words: what it shows, in numbers.
     """
@@ -40,14 +40,14 @@ class LossChart:
 def loss_charts(
     decisions: Sequence[Decision], series: Mapping[str, StepSeries]
 ) -> tuple[LossChart, ...]:
-    """A chart of every tax whose step series were kept, drawn from its blocks that count.
+    """A chart of every feature that changes the loss and whose step series were kept, drawn from its blocks that count.
 
     Before blocks differed in seed, another block would show the same losses at slightly other times, so of blocks without
     seeds the first is drawn alone.
     """
     drawn = []
     for decision in decisions:
-        if decision.role == Role.TAX:
+        if decision.role == Role.TAX or decision.quality is not None:
             pairs = [
                 _Pair(block=block.block, control=arms[0], treated=arms[1])
                 for block in _blocks_drawn(decision)
@@ -219,10 +219,10 @@ def quality_words(quality: QualityRecord) -> str:
     """Losses and time to the target over all seeds, with intervals where there are several."""
     target = quality.time_to_target
     reached = (
-        f"the target loss takes {fmt.number(target.ratio, 2)} × the step time"
+        f"reaching {_goal(target.target_loss)} takes {fmt.number(target.ratio, 2)} × the step time"
         + _range(target.low, target.high, lambda value: fmt.number(value, 2))
         if target.ratio is not None
-        else f"no time to a target loss: {target.reason}"
+        else f"no time to {_goal(target.target_loss)}: {target.reason}"
     )
     return (
         f"{fmt.plural(len(quality.seeds), 'seed')}: {fmt.signed_nats(quality.equal_steps.delta)} nats"
@@ -230,6 +230,12 @@ def quality_words(quality: QualityRecord) -> str:
         f"{fmt.signed_nats(quality.equal_time.delta)} nats"
         f"{_range(quality.equal_time.low, quality.equal_time.high, fmt.signed_nats)} at equal step time; {reached}"
     )
+
+
+def _goal(target_loss: float | None) -> str:
+    if target_loss is None:
+        return "the worse of both arms' last losses"
+    return f"a loss of {fmt.nats(target_loss)}"
 
 
 def _range(low: float | None, high: float | None, form: Callable[[float], str]) -> str:

@@ -54,20 +54,20 @@ class Column:
 
 COLUMNS: tuple[Column, ...] = (
     Column(key="feature", title="feature"),
-    Column(key="role", title="role", drop_rank=3),
-    Column(key="versus", title="vs", drop_rank=7),
+    Column(key="role", title="role", drop_rank=4),
+    Column(key="versus", title="vs", drop_rank=8),
     Column(key="step_time", title="Δ step time", right=True),
     Column(key="interval", title="95 % interval", right=True),
-    Column(key="adjusted_p", title="adjusted p", right=True, drop_rank=10),
-    Column(key="stopped_at", title="stopped at", right=True, drop_rank=8),
+    Column(key="adjusted_p", title="adjusted p", right=True, drop_rank=11),
+    Column(key="stopped_at", title="stopped at", right=True, drop_rank=9),
     Column(key="tokens", title="Δ tokens/s", right=True, drop_rank=1),
-    Column(key="memory", title="Δ memory", right=True, drop_rank=4),
+    Column(key="memory", title="Δ memory", right=True, drop_rank=5),
     Column(key="goodput", title="Δ goodput", right=True, drop_rank=2),
-    Column(key="loss_steps", title="Δ loss at equal steps", right=True, drop_rank=5),
-    Column(key="loss_time", title="Δ loss at equal time", right=True, drop_rank=6),
-    Column(key="observed", title="observed", drop_rank=11),
+    Column(key="loss_steps", title="Δ loss at equal steps", right=True, drop_rank=6),
+    Column(key="loss_time", title="Δ loss at equal time", right=True, drop_rank=7),
+    Column(key="observed", title="observed", drop_rank=12),
     Column(key="verdict", title="verdict"),
-    Column(key="stance", title="stance", drop_rank=9),
+    Column(key="stance", title="stance", drop_rank=10),
 )
 
 
@@ -76,6 +76,9 @@ BASE = Column(key="base", title="base")
 
 LOSS_KEYS = frozenset({"loss_steps", "loss_time"})
 """Columns that only campaigns with a tax have."""
+
+TARGET = Column(key="loss_target", title="time to target loss", right=True, drop_rank=3)
+"""Column of campaigns that were asked how long a loss takes (`--target-loss`), after the other losses."""
 
 LOOK_KEYS = frozenset({"adjusted_p", "stopped_at"})
 """Columns of decisions that know their looks; older ones have none."""
@@ -102,6 +105,7 @@ class Row:
     goodput: str
     loss_steps: str
     loss_time: str
+    loss_target: str
     observed: str
     verdict: str
     stance: str
@@ -136,6 +140,9 @@ def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
         for c in COLUMNS
         if (with_losses or c.key not in LOSS_KEYS) and (with_looks or c.key not in LOOK_KEYS)
     )
+    if any(_target_loss(d) is not None for d in decisions):
+        after = next(index for index, c in enumerate(shown) if c.key == "loss_time") + 1
+        shown = (*shown[:after], TARGET, *shown[after:])
     if len({d.design for d in decisions}) > 1:
         shown = (shown[0], BASE, *shown[1:])
     levels = _confidences(decisions)
@@ -183,6 +190,7 @@ def _row(decision: Decision, digits: int, *, says_confidence: bool) -> Row:
         "goodput": decision.goodput.delta,
         "loss_steps": _delta(decision.loss_equal_steps),
         "loss_time": _delta(decision.loss_equal_time),
+        "loss_target": quality.time_to_target.ratio if quality else None,
         "step_time": None if estimate is None else estimate.ratio - 1.0,
         "interval": None if interval is None else interval[1] - interval[0],
         "adjusted_p": decision.adjusted_p,
@@ -202,6 +210,7 @@ def _row(decision: Decision, digits: int, *, says_confidence: bool) -> Row:
         goodput=fmt.signed_points(deltas["goodput"]),
         loss_steps=_nats(deltas["loss_steps"], quality.equal_steps if quality else None),
         loss_time=_nats(deltas["loss_time"], quality.equal_time if quality else None),
+        loss_target=_time_to_target(decision),
         observed=_observed(decision),
         verdict=verdict_word(decision),
         stance=decision.stance,
@@ -225,6 +234,23 @@ def _nats(delta: float | None, over_seeds: QualityDelta | None) -> str:
         return fmt.signed_nats(delta)
     low, high = fmt.signed_nats(over_seeds.low), fmt.signed_nats(over_seeds.high)
     return f"{fmt.signed_nats(over_seeds.delta)} [{low}, {high}]"
+
+
+def _target_loss(decision: Decision) -> float | None:
+    return None if decision.quality is None else decision.quality.time_to_target.target_loss
+
+
+def _time_to_target(decision: Decision) -> str:
+    """Step time to the loss that was named, treated ÷ control; without a ratio, in how many seeds each arm reached it."""
+    if decision.quality is None or _target_loss(decision) is None:
+        return fmt.MISSING
+    target, num_seeds = decision.quality.time_to_target, len(decision.quality.seeds)
+    if target.ratio is None:
+        return f"reached {target.control_reached}/{num_seeds}, {target.treated_reached}/{num_seeds}"
+    if target.low is None or target.high is None:
+        return f"{fmt.number(target.ratio, 2)} ×"
+    low, high = fmt.number(target.low, 2), fmt.number(target.high, 2)
+    return f"{fmt.number(target.ratio, 2)} × [{low}, {high}]"
 
 
 def _delta(metric: MetricDelta | None) -> float | None:

@@ -128,6 +128,10 @@ def plan_lines(campaign: CampaignRecord) -> tuple[str, ...]:
     if campaign.planned_effect_log is not None:
         effect = fmt.percent(math.expm1(campaign.planned_effect_log))
         first += f" · blocks chosen to find {effect} with 80 % power"
+    if campaign.planned_steps is not None:
+        first += f" · {fmt.plural(campaign.planned_steps, 'step')} of each arm in every block"
+    if campaign.planned_target_loss is not None:
+        first += f" · time to a loss of {fmt.nats(campaign.planned_target_loss)}"
     more = (f"        {line}" for line in detection_lines(campaign))
     return (first, *more, *_left_out(campaign))
 

@@ -142,6 +142,8 @@ def campaign_record(
         interactions=_interactions(plan, decisions),
         mode=plan.mode,
         planned_effect_log=plan.effect_log,
+        planned_steps=plan.steps,
+        planned_target_loss=plan.target_loss,
     )
 
 
@@ -163,11 +165,15 @@ def planned_features(plan: CampaignPlan) -> tuple[PlannedFeature, ...]:
 
 
 def identity(plan: CampaignPlan, evidence: Sequence[BlockEvidence]) -> tuple[LaneIdentity, Machine]:
-    """Lane and machine as a receipt states them; drawn from the plan while there is none."""
-    for block in evidence:
-        for receipts in block.receipts.values():
-            if receipts:
-                return receipts[0].lane, receipts[0].machine
+    """Lane and machine as a receipt states them; drawn from the plan while there is none.
+
+    Blocks of a feature that changes the mathematics differ in seed, which the lane's digest covers: a lane is taken from a
+    run that has the seed of the plan.
+    """
+    seen = [receipts[0] for block in evidence for receipts in block.receipts.values() if receipts]
+    of_the_plan = next((r.lane for r in seen if r.lane.spec.get("seed") == plan.lane.seed), None)
+    if of_the_plan is not None:
+        return of_the_plan, seen[0].machine
     base = arm_builder(plan).base()
     lane = LaneIdentity(
         name=plan.lane.name,
@@ -177,7 +183,7 @@ def identity(plan: CampaignPlan, evidence: Sequence[BlockEvidence]) -> tuple[Lan
         num_layers=plan.lane.model.num_layers,
         spec=lane_identity(plan.lane),
     )
-    return lane, collect_machine(plan.machine_class)
+    return lane, seen[0].machine if seen else collect_machine(plan.machine_class)
 
 
 def _interactions(plan: CampaignPlan, decisions: Sequence[Decision]) -> InteractionTable | None:

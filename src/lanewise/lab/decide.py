@@ -121,7 +121,9 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         mode=context.plan.mode,
         boundary=None if planned.skipped_reason else asked(context.plan, arms).boundary,
         looks=course.records,
-        quality=None if arms.equal_mathematics else quality(judge.seed_runs(counted)),
+        quality=None
+        if arms.equal_mathematics
+        else quality(judge.seed_runs(counted), target_loss=context.plan.target_loss),
     )
 
 

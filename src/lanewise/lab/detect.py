@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
@@ -90,7 +90,7 @@ def registered(
     asked: Iterable[Arms],
     noise: Noise,
     *,
-    looks_once: bool = False,
+    looks_once: Collection[str] = (),
     alpha: float = protocol.ALPHA,
 ) -> tuple[FeaturePlan, ...]:
     """The features with their looks written down, and the smallest effect these find.
@@ -99,8 +99,7 @@ def registered(
         features: with their blocks.
         asked: their arms.
         noise: of a block's contrast.
-        looks_once: after all blocks alone. A campaign from both bases does: a series that may stop because its mean is
-            large is no fair sample of it, and the difference of two such series has no interval.
+        looks_once: features that are looked at after all blocks alone.
         alpha: chance of a false difference over a feature's looks.
     """
     budgets = {arms.feature: arms.tax_budget_ratio for arms in asked}
@@ -112,7 +111,8 @@ def registered(
             continue
         key = feature.feature
         margin = _smallest_verdict(key, noise.margin.log_value, budgets[key])
-        case = (feature.blocks, split_key(key)[0] == NO_FEATURE, margin)
+        once = key in looks_once
+        case = (feature.blocks, once or split_key(key)[0] == NO_FEATURE, margin)
         if case not in found:
             boundary = question(
                 key,
@@ -120,7 +120,7 @@ def registered(
                 margin_log=noise.margin.log_value,
                 tax_budget_ratio=budgets[key],
                 boundary=single_look(feature.blocks, margin_log=margin, alpha=alpha).boundary
-                if looks_once
+                if once
                 else None,
                 alpha=alpha,
             ).boundary

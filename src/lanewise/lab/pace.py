@@ -1,6 +1,6 @@
 """Keeps a running campaign inside its budget: learns what blocks really cost and gives later ones fewer or more quads.
 
-The number of quads follows the clock and how many blocks are left, never an estimate of the feature itself, so it cannot
+Where a person fixed the steps of a block, only the number of blocks follows the clock. Elsewhere the number of quads follows the clock and how many blocks are left, never an estimate of the feature itself, so it cannot
 bias a verdict: what a look saves on one feature goes to the others.
 """
 
@@ -44,10 +44,15 @@ class Pace:
     def quads(self, left: Sequence[FeaturePlan], now: float) -> int | None:
         """Quads for the next block, so that all blocks left fit; None when there is no time for another block.
 
+        Where a person fixed the steps of a block, it gets them or is not run.
+
         Args:
             left: feature of every block still to run, the next one first.
             now: the clock's reading.
         """
+        if self._plan.steps is not None:
+            fits = now + self._expect(left[0], left[0].quads) <= self._limit
+            return left[0].quads if fits else None
         for quads in range(
             min(MAX_STRETCH * left[0].quads, protocol.MAX_QUADS), protocol.MIN_QUADS, -1
         ):

@@ -28,7 +28,7 @@ from lanewise.receipts.decision import Boundary, Margin
 from lanewise.receipts.schema import Record
 
 PLAN_SCHEMA_VERSION = "1.1.0"
-"""1.1: looks, detectable effects, mode and the effect asked for. Plans of 1.0 knew one look at 5 %, after all blocks."""
+"""1.1: looks, detectable effects, mode, and the effect, steps and target loss asked for. Plans of 1.0 knew one look at 5 %, after all blocks."""
 
 RESERVE_RATIO = 0.06
 """Share of the budget kept for analysis, the report and a machine that turns slow."""
@@ -108,6 +108,10 @@ class CampaignPlan(Record):
     """What shares 5 %: the looks of each feature, or those of all features together. It is in their boundaries."""
     effect_log: float | None = None
     """Effect that the blocks were chosen to find; null where the budget or a number of blocks decided."""
+    steps: int | None = None
+    """Optimizer steps of each run, neither more nor fewer; null where the clock decides how many quads a block has."""
+    target_loss: float | None = None
+    """Loss in nats per token whose time is compared; null takes the worse of both arms' last losses of each seed."""
 
     @property
     def planned(self) -> tuple[FeaturePlan, ...]:
@@ -167,7 +171,7 @@ def block_seconds(
         finish_seconds: from the last step of a visit to its receipt.
         design: lockstep starts each arm once, sequential twice, toggle builds both in one process.
     """
-    steps = protocol.LEAD_STEPS - 1 + protocol.STEPS_PER_QUAD * quads
+    steps = protocol.steps_of(quads) - 1
     stepping = sum(arm.first_step_seconds + steps * arm.step_seconds for arm in (control, treated))
     setups = sorted((control.setup_seconds, treated.setup_seconds))
     if design == "toggle":
@@ -185,6 +189,7 @@ def allocate(
     design: BlockDesign,
     blocks: int | Mapping[str, int] | None = None,
     claims: Claims = "each",
+    fixed_quads: int | None = None,
 ) -> tuple[FeaturePlan, ...]:
     """Spend the seconds on blocks and quads, in the order of the candidates.
 
@@ -196,14 +201,21 @@ def allocate(
         blocks: blocks per feature, fixed by the user; None lets the budget decide. Feature → blocks are what an effect
             needs: then none of them is dropped for the budget.
         claims: what shares 5 %; a stricter level is better served by more and shorter blocks.
+        fixed_quads: quads of every block, fixed by the user; None lets the budget decide.
 
     Raises:
         UsageError: not even the cheapest feature fits, or not all of those whose blocks an effect asks for.
     """
-    prices = _Prices(finish_seconds=finish_seconds, design=design)
+    fewest_quads = fixed_quads or protocol.MIN_QUADS
+    prices = _Prices(
+        finish_seconds=finish_seconds,
+        design=design,
+        fewest_quads=fewest_quads,
+        most_quads=fixed_quads or protocol.MAX_QUADS,
+    )
     kept = sorted(
         (c for c in candidates if c.failure is None),
-        key=lambda candidate: prices.block(candidate, protocol.MIN_QUADS),
+        key=lambda candidate: prices.block(candidate, fewest_quads),
     )
     if isinstance(blocks, Mapping):
         counts, fewest = dict(blocks), protocol.VERDICT_BLOCKS
@@ -236,22 +248,23 @@ def _affordable(
     def fits(num_blocks: int, num_quads: int) -> bool:
         return total(num_blocks, num_quads) <= available_seconds
 
-    while len({_subject(c) for c in kept}) > 1 and not fits(wanted, protocol.MIN_QUADS):
+    fewest_quads = prices.fewest_quads
+    while len({_subject(c) for c in kept}) > 1 and not fits(wanted, fewest_quads):
         # A feature measured from both bases goes as a whole: one effect alone says nothing about interactions.
         dropped = _subject(kept[-1])
         kept = [candidate for candidate in kept if _subject(candidate) != dropped]
-    if kept and not fits(wanted, protocol.MIN_QUADS):
+    if kept and not fits(wanted, fewest_quads):
         wanted = blocks or protocol.MIN_BLOCKS
-        if not fits(wanted, protocol.MIN_QUADS):
+        if not fits(wanted, fewest_quads):
+            long = f" of {protocol.steps_of(fewest_quads)} steps an arm" if prices.is_fixed else ""
             raise UsageError(
-                f"the budget leaves {max(available_seconds, 0.0):.0f} s after the pilot, and {wanted} blocks of "
-                f"{kept[0].feature}, the cheapest feature, need about {total(wanted, protocol.MIN_QUADS):.0f} s; "
-                "give a larger --budget"
+                f"the budget leaves {max(available_seconds, 0.0):.0f} s after the pilot, and {wanted} blocks{long} of "
+                f"{kept[0].feature}, the cheapest feature, need about {total(wanted, fewest_quads):.0f} s; "
+                f"give a larger --budget{' or fewer --steps' if prices.is_fixed else ''}"
             )
     most = wanted if blocks is not None else max(wanted, protocol.MAX_BLOCKS)
-    ratio = protocol.QUAD_NOISE_RATIO[prices.design]
     alpha = planned_alpha(claims, [candidate.feature for candidate in kept])
-    return kept, *_sharpest(range(wanted, most + 1), fits, ratio, alpha)
+    return kept, *_sharpest(range(wanted, most + 1), fits, prices, alpha)
 
 
 def _subject(candidate: Candidate) -> str:
@@ -265,25 +278,35 @@ def _promised(
     available_seconds: float,
 ) -> int:
     """Quads that the seconds pay for beside the blocks that an effect needs."""
-    needed = prices.total(blocks, kept, protocol.MIN_QUADS)
+    needed = prices.total(blocks, kept, prices.fewest_quads)
     if needed > available_seconds:
         total = sum(blocks[candidate.feature] for candidate in kept)
         raise UsageError(
             f"this effect needs {total} blocks over {len(kept)} feature{'s' * (len(kept) > 1)}, about {needed:.0f} s, "
             f"and the budget leaves {max(available_seconds, 0.0):.0f} s after the pilot; add {needed - available_seconds:.0f} s "
             "to --budget and a little more, name fewer --feature, or ask for a larger --effect"
+            + (" or fewer --steps" if prices.is_fixed else "")
         )
     return _grow(
-        protocol.MIN_QUADS,
-        protocol.MAX_QUADS,
+        prices.fewest_quads,
+        prices.most_quads,
         lambda q: prices.total(blocks, kept, q) <= available_seconds,
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Prices:
+    """What blocks cost, and how long they may be."""
+
     finish_seconds: float
     design: BlockDesign
+    fewest_quads: int
+    most_quads: int
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a person fixed the length of blocks."""
+        return self.fewest_quads == self.most_quads
 
     def block(self, candidate: Candidate, quads: int) -> float:
         assert candidate.control is not None, "a candidate without a failure has costs"
@@ -314,7 +337,7 @@ def _planned(candidate: Candidate, num_blocks: int, quads: int, prices: _Prices)
 def _skipped(candidate: Candidate, num_blocks: int, prices: _Prices) -> FeaturePlan:
     reason = candidate.failure
     if reason is None:
-        needed = num_blocks * prices.block(candidate, protocol.MIN_QUADS)
+        needed = num_blocks * prices.block(candidate, prices.fewest_quads)
         reason = f"over budget: needs ~{needed:.0f} s"
     return FeaturePlan(
         feature=candidate.feature,
@@ -328,31 +351,30 @@ def _skipped(candidate: Candidate, num_blocks: int, prices: _Prices) -> FeatureP
 
 
 def _sharpest(
-    choices: Sequence[int],
-    fits: Callable[[int, int], bool],
-    quad_noise_ratio: float,
-    alpha: float,
+    choices: Sequence[int], fits: Callable[[int, int], bool], prices: _Prices, alpha: float
 ) -> tuple[int, int]:
     """Blocks and quads that fit and detect the smallest effect; the fewest blocks where nothing fits.
 
     Args:
         choices: numbers of blocks, rising.
         fits: whether so many blocks of so many quads can be paid.
-        quad_noise_ratio: SD of a quad ÷ SD between blocks.
+        prices: how many quads a block may have, and how it is run.
         alpha: two-sided level of the test.
     """
+    quad_noise_ratio = protocol.QUAD_NOISE_RATIO[prices.design]
+    fewest_quads = prices.fewest_quads
 
     def most_quads(num_blocks: int) -> int:
-        return _grow(protocol.MIN_QUADS, protocol.MAX_QUADS, lambda quads: fits(num_blocks, quads))
+        return _grow(fewest_quads, prices.most_quads, lambda quads: fits(num_blocks, quads))
 
-    payable = [num_blocks for num_blocks in choices if fits(num_blocks, protocol.MIN_QUADS)]
+    payable = [num_blocks for num_blocks in choices if fits(num_blocks, fewest_quads)]
     found = [(num_blocks, most_quads(num_blocks)) for num_blocks in payable]
 
     def detectable(pair: tuple[int, int]) -> float:
         num_blocks, quads = pair
         return mde(math.sqrt(1.0 + quad_noise_ratio**2 / quads), num_blocks, alpha=alpha)
 
-    return min(found, key=detectable, default=(choices[0], protocol.MIN_QUADS))
+    return min(found, key=detectable, default=(choices[0], fewest_quads))
 
 
 def _grow(value: int, limit: int, fits: Callable[[int], bool]) -> int:

@@ -62,6 +62,8 @@ class CampaignOptions:
         pin: keep training processes to processors of their own where the machine has enough.
         cache: state in which compiled runs find their caches.
         planted_ratio: delay of the positive control ÷ step time; None plants nothing.
+        steps: optimizer steps that each arm takes in a block; None lets the budget decide.
+        target_loss: loss in nats per token, the time to which is compared; None takes the worse of both arms' last losses.
     """
 
     lane: Lane
@@ -80,6 +82,8 @@ class CampaignOptions:
     pin: bool = True
     cache: CacheMode = "warm"
     planted_ratio: float | None = None
+    steps: int | None = None
+    target_loss: float | None = None
 
 
 def make_plan(
@@ -113,7 +117,8 @@ def make_plan(
 
     Raises:
         UsageError: a feature cannot be measured, the lane replays routing, the budget is too small for one block or
-            for the effect asked for, or that effect cannot be found.
+            for the effect or steps asked for, that effect cannot be found, there is no block of so many steps, or a target
+            loss was given and no feature changes the loss.
         ChildError: the base lane's process died.
     """
     lane, notes = measured_lane(options)
@@ -125,6 +130,8 @@ def make_plan(
         planted_ratio=options.planted_ratio,
     )
     asked = questions(builder, options.features)
+    fixed_quads = None if options.steps is None else _quads_of(options.steps)
+    _require_a_loss(options, asked)
 
     def noise_of(design: BlockDesign) -> Noise:
         return known_noise(
@@ -169,6 +176,7 @@ def make_plan(
         pilot,
         noise_of(block_design),
         block_design,
+        fixed_quads,
     )
     _require_cold_runs(options, features)
     alpha = planned_alpha(options.claims, [f.feature for f in features if not f.skipped_reason])
@@ -178,7 +186,7 @@ def make_plan(
             features,
             [q.arms for q in asked],
             expected,
-            looks_once=options.design == "both",
+            looks_once=_looked_at_once(options, asked),
             alpha=alpha,
         )
 
@@ -217,6 +225,8 @@ def make_plan(
         claims=options.claims,
         effect_log=options.effect_log,
         planted_ratio=options.planted_ratio,
+        steps=options.steps,
+        target_loss=options.target_loss,
         notes=(*design_notes, *notes, *noise.notes),
     )
 
@@ -227,6 +237,7 @@ def _allocated(
     pilot: PilotResult,
     noise: Noise,
     block_design: BlockDesign,
+    fixed_quads: int | None,
 ) -> tuple[Noise, tuple[FeaturePlan, ...]]:
     """Blocks and quads of every feature, and the noise that blocks of so many quads have.
 
@@ -246,12 +257,53 @@ def _allocated(
             if options.effect_log is None
             else blocks_to_find(options.effect_log, [q.arms for q in asked], expected, alpha=alpha),
             claims=options.claims,
+            fixed_quads=fixed_quads,
         )
         quads = min((f.quads for f in features if f.skipped_reason is None), default=0)
         found = noise.at(quads, block_design) if quads else noise
         if options.effect_log is None or found.block_sd_log <= expected.block_sd_log:
             return found, features
         expected = found
+
+
+def _looked_at_once(options: CampaignOptions, asked: Sequence[Question]) -> frozenset[str]:
+    """Features that no early look may end.
+
+    A series that may stop because its mean is large is no fair sample of it. Differences of two such series, which a
+    campaign from both bases takes, have no interval, nor has a time to a loss; and every seed that was asked for is run.
+    """
+    compares_losses = options.steps is not None or options.target_loss is not None
+    return frozenset(
+        q.arms.feature
+        for q in asked
+        if options.design == "both" or (compares_losses and not q.arms.equal_mathematics)
+    )
+
+
+def _quads_of(steps: int) -> int:
+    quads = protocol.quads_of(steps)
+    if quads is None:
+        fewest, lead, quad = (
+            protocol.steps_of(protocol.MIN_QUADS),
+            protocol.LEAD_STEPS,
+            protocol.STEPS_PER_QUAD,
+        )
+        near = max(fewest, steps + (steps - lead) % quad)
+        raise UsageError(
+            f"--steps {steps}: each arm of a block takes {lead} steps and then {quad} in every group of turns, "
+            f"{fewest} at least; give {near}"
+        )
+    return quads
+
+
+def _require_a_loss(options: CampaignOptions, asked: Sequence[Question]) -> None:
+    if options.target_loss is None or any(not q.arms.equal_mathematics for q in asked):
+        return
+    names = ", ".join(dict.fromkeys(q.arms.subject for q in asked))
+    raise UsageError(
+        f"--target-loss {options.target_loss:g} compares how long both arms train to that loss, and {names} keeps the "
+        "mathematics, so the losses are the same; name a feature that changes them, or leave it out"
+    )
 
 
 def measured_lane(options: CampaignOptions) -> tuple[Lane, tuple[str, ...]]:

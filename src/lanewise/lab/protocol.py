@@ -123,6 +123,17 @@ def parameters(
     }
 
 
+def steps_of(quads: int) -> int:
+    """Optimizer steps that each arm takes in a block of so many quads."""
+    return LEAD_STEPS + STEPS_PER_QUAD * quads
+
+
+def quads_of(steps: int) -> int | None:
+    """Quads of a block in which each arm takes exactly so many steps; None where there is no such block."""
+    quads, rest = divmod(steps - LEAD_STEPS, STEPS_PER_QUAD)
+    return quads if rest == 0 and quads >= MIN_QUADS else None
+
+
 def loss_tolerance(step: int, loss: float, compute: str) -> float:
     """Largest difference, in nats, between the losses of two arms that promise the same mathematics.
 

@@ -148,7 +148,8 @@ def _time_to_target(seeds: Sequence[SeedQuality], target_loss: float | None) -> 
         return TimeToTarget(
             target_loss=target_loss,
             **reached,
-            reason=f"only {len(ratios)} of {len(seeds)} seeds reach the target in both arms; train for more steps",
+            reason=f"of {len(seeds)} seeds {reached['control_reached']} reach it in the control and "
+            f"{reached['treated_reached']} with the feature; train for more steps (--steps)",
         )
     half_width = _half_width(ratios)
     mean = fmean(ratios)

@@ -321,6 +321,10 @@ class CampaignRecord(Record):
     mode: Literal["confirm", "screen"] = "confirm"
     planned_effect_log: LogEffect | None = None
     """Effect that the blocks were chosen to find (`--effect`); null where the budget or a number of blocks decided."""
+    planned_steps: int | None = None
+    """Optimizer steps of each arm in a block (`--steps`); null where the clock decided."""
+    planned_target_loss: float | None = None
+    """Loss in nats per token to reach (`--target-loss`); null where none was named."""
     screen_design: Literal["toggle", "plackett-burman"] | None = None
     """How a screen varied the features; null in a campaign that is none."""
     interactions: InteractionTable | None = None

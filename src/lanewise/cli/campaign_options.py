@@ -1,0 +1,115 @@
+"""Arguments and flags that the verbs of the lab share: `ablate`, `plan`, `calibrate`, `screen`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+LaneArgument = Annotated[
+    str, typer.Argument(help="Lane name or TOML file; see `lanewise lane list`.")
+]
+CampaignArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[CAMPAIGN]", help="With --resume: which campaign; default the newest."),
+]
+FeatureOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--feature",
+        metavar="KEY",
+        help="Measure only this feature; repeat for more. `none` is an A/A, `full_stack` all at once.",
+        show_default="all that apply",
+    ),
+]
+BudgetOption = Annotated[
+    str, typer.Option("--budget", metavar="TIME", help="Wall time for everything: 90s, 5m, 1h.")
+]
+DesignOption = Annotated[
+    Literal["leave-one-out", "add-one", "both"],
+    typer.Option(
+        "--design",
+        help="Take each feature out of the full stack, add it to none, or both in the same rounds, which shows interactions.",
+    ),
+]
+BlockDesignOption = Annotated[
+    Literal["lockstep", "sequential"] | None,
+    typer.Option(
+        "--block-design",
+        help="Both arms alive and taking turns, or one process after another.",
+        show_default="lockstep where two copies fit in memory",
+    ),
+]
+BlocksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--blocks", min=2, max=99, help="Blocks of each feature.", show_default="by budget"
+    ),
+]
+EffectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--effect",
+        metavar="PERCENT",
+        help="Plan the blocks that find a change of step time this large (2%) with 80 % power; of a tax: this far from "
+        "its budget. --budget is then an upper bound.",
+    ),
+]
+ClaimsOption = Annotated[
+    Literal["each", "family"],
+    typer.Option(
+        "--claims",
+        help="Each feature errs with 5 %, or the family of all features shares it, which graduation of several needs.",
+    ),
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        min=1,
+        help="Each arm of a block takes exactly this many optimizer steps, to compare losses; --budget then buys blocks, "
+        "which are seeds for a feature that changes the mathematics.",
+        show_default="by budget",
+    ),
+]
+TargetLossOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-loss",
+        metavar="NATS",
+        help="Compare the step time that both arms need to this loss, for features that change the mathematics.",
+        show_default="the worse of both arms' last losses",
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of a process.", show_default="1 on a CPU"),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Change one setting of the lane; repeat for more."
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML or YAML with speed_defaults and taxes."),
+]
+PinOption = Annotated[
+    bool,
+    typer.Option(
+        "--pin/--no-pin", help="Keep training processes to processors of their own, on a CPU."
+    ),
+]
+CacheOption = Annotated[
+    Literal["warm", "cold"],
+    typer.Option(
+        "--cache",
+        help="Compiled runs find their code ready, or compile from nothing; cold takes 3 blocks or more.",
+    ),
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Text, JSONL or Parquet; replaces the lane's data.")
+]
