@@ -16,7 +16,9 @@ def test_every_line_says_what_it_measured() -> None:
     assert "looks at 4, 8, 12 5.0 % [2.7, 9.0]" in line("false +")
     assert "δ = 1.41 %" in line("margin")
     assert "≥ 4.08 % in 4 blocks" in line("detects")
-    assert line("observer").endswith("0.060 % of a step accounted, 0.030 % inside the timed step")
+    assert line("observer").endswith(
+        "0.060 % of a step accounted without messages to the lab, 0.030 % inside the timed step"
+    )
     assert "planted 5.00 %: SLOWER as it should ✓, +4.81 % [+3.87, +5.76] covers it ✓" in line(
         "control"
     )

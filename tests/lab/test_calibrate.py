@@ -390,3 +390,32 @@ def test_other_delays_are_refused(text):
 def test_planted_needs_a_size(world):
     with pytest.raises(UsageError, match="calibrate LANE --control 5%"):
         world.lab().plan(options(features=("planted",)))
+
+
+@pytest.mark.parametrize(("in_step", "contained"), [(0.01, True), (0.2, False)])
+def test_bare_against_observed_steps_is_held_against_what_steps_contain(
+    tmp_path, monkeypatch, in_step, contained
+):
+    """Most of what observing costs lies between steps, where no comparison of timed steps can find it."""
+    cost = dict.fromkeys(("spans", "launch_counters", "clock_reads", "readout", "protocol"), 0.001)
+    said = {
+        "steps": 18,
+        **{f"{part}_seconds": seconds for part, seconds in cost.items()},
+        "in_step_ratio": in_step,
+        "total_ratio": 0.2,
+    }
+    monkeypatch.setattr("tests.lab.fake.extensions", lambda request: {"io.lanewise.observer": said})
+    world = World(store=Store(tmp_path / "store"))
+    even = noise(0.001)
+
+    def seconds(request, step, now):
+        at = request.experiment
+        slower = at is not None and (at.ablation_id, at.arm) == ("observer", "B")
+        return (1.01 if slower else 1.0) * even(request, step, now)
+
+    world.script.seconds = seconds
+    asked = ask(observer=True, blocks=8, budget_seconds=600.0)
+    observer = calibrate(world.lab(), asked).calibration.observer
+    assert (observer.in_step_ratio, observer.total_ratio) == (in_step, 0.2)
+    assert observer.log_ratio == pytest.approx(math.log(1.01), abs=0.003)
+    assert observer.contains_direct is contained

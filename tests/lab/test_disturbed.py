@@ -1,5 +1,8 @@
 """Campaigns on a machine that others use: blocks run again, pinned processes, caches that come and go."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,8 @@ from lanewise.errors import UsageError
 from lanewise.lab.caches import FOLDER
 from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.events import BlockDiscarded
-from lanewise.measure.host import HostReading, ProcessReading
+from lanewise.lab.watch import BlockWatch
+from lanewise.measure.host import SELF, HostReading, ProcessReading
 from lanewise.receipts.decision import Verdict
 from lanewise.receipts.store import Store
 from tests.lab.fake import BASE_SECONDS, MACHINE, World, options, place
@@ -66,6 +70,34 @@ def test_children_share_a_core_and_the_lab_gets_its_own_back(world):
     assert {request.protocol["pinned"] for request in measured} == {True}
     windows = [receipt.host for receipt in world.store.iter_receipts()]
     assert {(window.cores, window.pinned) for window in windows} == {((1,), True)}
+
+
+@pytest.mark.parametrize(("cores", "counted"), [((1,), (7, 8)), (None, (7, 8, SELF))])
+def test_the_labs_own_time_is_subtracted_only_where_it_may_run(world, cores, counted):
+    """Kept off the arms' core, it used none of its time: subtracting it would hide as much foreign load."""
+    asked = []
+    world.host.read = lambda cores, process_ids: asked.append(tuple(process_ids)) or "not read"
+    BlockWatch(world.host, cores, [7, 8]).close()
+    assert asked == [counted, counted]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_children_are_built_on_the_labs_cores():
+    """A pinned child moves to its core after it was built; what building leaves behind must not have started there."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor")
+    program = """
+import multiprocessing, os
+from lanewise.lab.placement import aside, place
+from lanewise.measure.host import SystemHost
+
+if __name__ == "__main__":
+    host = SystemHost()
+    placement = place(host, num_threads=1, device_type="cpu", wanted=True)
+    with aside(host, placement), multiprocessing.get_context("forkserver").Pool(1) as pool:
+        assert pool.apply(os.sched_getaffinity, (0,)) == set(placement.lab_cores)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_no_pin_is_kept_by_a_resumed_campaign(world):

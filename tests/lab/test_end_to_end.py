@@ -53,7 +53,7 @@ def result(store, tmp_path_factory):
 @pytest.mark.slow
 def test_a_campaign_of_real_processes_completes(result):
     assert result.campaign.status == "COMPLETE"
-    assert result.campaign.discarded_blocks == ()
+    assert all("disturbed: " in text for text in result.campaign.discarded_blocks)
     mamba, noise = result.decisions
     assert mamba.verdict is not Verdict.NOT_MEASURED
     assert mamba.observed == ("chunked.torch",)
@@ -64,7 +64,8 @@ def test_a_campaign_of_real_processes_completes(result):
 @pytest.mark.slow
 def test_its_receipts_show_fresh_processes_that_were_asked_and_obeyed(result, store):
     receipts = list(store.iter_receipts())
-    assert len(receipts) == 8
+    # A disturbed attempt keeps its receipts and is run again.
+    assert len(receipts) == 8 + 2 * len(result.campaign.discarded_blocks)
     for receipt in receipts:
         assert receipt.environment.variables["OMP_WAIT_POLICY"] == "PASSIVE"
         assert receipt.experiment.campaign_id == result.campaign.campaign_id
@@ -109,14 +110,16 @@ def test_its_receipts_say_where_the_steps_ran_and_what_else_did(result, store):
 def test_arms_that_promise_the_same_mathematics_keep_it(result, store):
     pairs = {}
     for receipt in store.iter_receipts():
-        place = (receipt.experiment.ablation_id, receipt.experiment.block)
+        # The seed tells attempts at a block apart.
+        place = (receipt.experiment.ablation_id, receipt.experiment.order_seed)
         pairs.setdefault(place, []).append(store.read_steps(receipt.receipt_id).loss)
     for (feature, _), (one, other) in pairs.items():
         for step in range(protocol.PAIRED_LOSS_STEPS):
             allowed = 0.0 if feature == "none" else protocol.loss_tolerance(step, one[step], "fp32")
             assert abs(one[step] - other[step]) <= allowed
     mamba, _noise = result.decisions
-    assert mamba.verdict is not Verdict.INVALID or "no steady state" in mamba.reason
+    busy = ("no steady state", "disturbed: ")
+    assert mamba.verdict is not Verdict.INVALID or any(text in mamba.reason for text in busy)
 
 
 @pytest.mark.slow

@@ -274,7 +274,7 @@ def test_a_damaged_campaign_is_named_and_the_others_count(
         ({"block": -1}, "refused"),
         ({"feature": "no_such_feature"}, "refused"),
         ({"lead_steps": 10**12}, "held"),
-        ({"design": "sequential"}, "held"),
+        ({"design": "sequential"}, "refused"),
     ],
     ids=lambda value: json.dumps(value)[:40],
 )

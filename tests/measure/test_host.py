@@ -116,6 +116,28 @@ def test_the_real_counters_of_this_process():
 
 
 @linux
+def test_a_processor_is_found_by_its_number_where_others_are_switched_off(tmp_path, monkeypatch):
+    monkeypatch.setattr("lanewise.measure.host.PROC", tmp_path)
+    ticks = os.sysconf("SC_CLK_TCK")
+    lines = {
+        0: (1, 0, 0, 99, 0, 0, 0, 0),
+        2: (40, 1, 2, 30, 5, 3, 4, 15),
+        4: (2, 0, 0, 98, 0, 0, 0, 0),
+    }
+    listed = [
+        f"cpu{core} " + " ".join(str(seconds * ticks) for seconds in row) + " 7 0"
+        for core, row in lines.items()
+    ]
+    (tmp_path / "stat").write_text("\n".join(["cpu  1 2 3", *listed, "intr 5"]))
+    found = SystemHost().read((2,), ())
+    assert (found.total_seconds, found.busy_seconds, found.steal_seconds) == (100.0, 50.0, 15.0)
+    assert found.frequency_hertz is None, "its list has no numbers"
+    assert "other processors" in SystemHost().read((1,), ()), "it is switched off"
+    (tmp_path / "stat").write_text("cpu0 odd")
+    assert "cannot be read" in SystemHost().read((0,), ())
+
+
+@linux
 def test_all_threads_of_a_process_are_moved():
     import threading
 

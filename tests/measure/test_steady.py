@@ -153,3 +153,12 @@ def test_ten_quiet_steps_follow_the_last_that_compiled(quiet: int, steady: bool)
             found.reason == "no steady state: 9 steps since the last tagged step (4), 10 are needed"
         )
     assert detect_warmup(durations[:6], min_steady=4).steady
+
+
+@pytest.mark.parametrize("tagged", [8_960, 8_970, 8_984, 8_988])
+def test_a_long_run_whose_last_tagged_step_is_near_its_end_is_judged_not_broken(tagged):
+    """Points stand for nine steps each, so fewer than three of them may be left."""
+    steps = np.exp(np.random.default_rng(0).normal(0.0, 0.01, 9_000))
+    warmup = detect_warmup(steps, tagged=[tagged], min_steady=8)
+    assert warmup.steady is (tagged <= 8_970)
+    assert warmup.steps > tagged

@@ -180,7 +180,7 @@ def _rate(rate: FalsePositives) -> str:
 
 def _observer(observer: ObserverResult) -> str:
     text = (
-        f"{fmt.percent(observer.total_ratio, 3)} of a step accounted, "
+        f"{fmt.percent(observer.total_ratio, 3)} of a step accounted without messages to the lab, "
         f"{fmt.percent(observer.in_step_ratio, 3)} inside the timed step"
     )
     if observer.log_ratio is None or observer.interval_log is None:

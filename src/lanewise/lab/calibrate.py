@@ -299,7 +299,8 @@ def _observer(direct: ObserverResult | None, decision: Decision) -> ObserverResu
     if direct is None:
         return None
     interval = _interval(decision)
-    accounted = math.log1p(direct.total_ratio)
+    # A campaign compares timed steps, so it can only find what lies inside of them.
+    accounted = math.log1p(direct.in_step_ratio)
     return direct.model_copy(
         update={
             "campaign_id": decision.campaign_id,

@@ -26,7 +26,7 @@ def block_gates(
     Args:
         block: the block.
         arms: what was asked for.
-        reference: the campaign's first whole block, whose environment holds for all.
+        reference: the feature's first whole block, whose environment holds for all.
         cache: state of the compile caches that the campaign prepared; None where it did not say.
     """
     readable = identity.readable(block)

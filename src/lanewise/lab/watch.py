@@ -22,11 +22,12 @@ class BlockWatch:
         Args:
             host: the machine; None where it is not known.
             cores: processors of the processes; None is every one they may use.
-            process_ids: the training processes; the lab's own time is not foreign either.
+            process_ids: the training processes. The lab's own time is not foreign either where it may run on the same
+                processors; kept off pinned ones it used none of their time, and subtracting it would hide others.
         """
         self._host = host
         self._pinned = cores is not None
-        self._process_ids = (*process_ids, SELF)
+        self._process_ids = (*process_ids, *(() if self._pinned else (SELF,)))
         self._cores = cores or (host.usable_cores() if host is not None else None) or ()
         self._start = self._read()
         self._end: HostReading | str = "the window was not closed"

@@ -102,25 +102,24 @@ class SystemHost:
         if not sys.platform.startswith("linux"):
             return f"{sys.platform} keeps no such counters per processor"
         try:
-            times = psutil.cpu_times(percpu=True)
-        except (OSError, psutil.Error, IndexError, ValueError):
+            times = _processor_times()
+        except (OSError, ValueError):
             return "the kernel's processor counters cannot be read"
-        if any(core >= len(times) for core in cores) or not cores:
+        if not cores or not times.keys() >= set(cores):
             return "the kernel counts other processors than those used (a sandbox or a container)"
         used = [times[core] for core in cores]
-        total = sum(
-            t.user + t.nice + t.system + t.idle + t.iowait + t.irq + t.softirq + t.steal
-            for t in used
-        )
+        total = sum(t.total for t in used)
         steal = sum(t.steal for t in used)
-        idle = sum(t.idle + t.iowait for t in used)
+        idle = sum(t.idle for t in used)
+        # Frequencies come as a list without numbers, which says whose is whose only where none is missing.
+        numbered = times.keys() == set(range(len(times)))
         return HostReading(
             at_seconds=time.monotonic(),
             cores=tuple(cores),
             total_seconds=total,
             busy_seconds=total - idle - steal,
             steal_seconds=steal,
-            frequency_hertz=_frequency_hertz(cores),
+            frequency_hertz=_frequency_hertz(cores) if numbered else None,
             processes={
                 process_id: found
                 for process_id in process_ids
@@ -266,6 +265,37 @@ def _major_faults(process_id: int) -> int | None:
     # proc(5): the name in brackets may hold spaces; majflt is the tenth field after it.
     fields = text.rpartition(")")[2].split()
     return int(fields[9]) if len(fields) > 9 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ProcessorTimes:
+    """What one processor has counted since boot, in seconds; `idle` holds the waiting for disks."""
+
+    total: float
+    idle: float
+    steal: float
+
+
+def _processor_times() -> dict[int, _ProcessorTimes]:
+    """By processor number: the kernel leaves out those that are switched off, so places in its list are no numbers.
+
+    Raises:
+        OSError: the list cannot be read.
+        ValueError: it is not one.
+    """
+    found = {}
+    ticks = os.sysconf("SC_CLK_TCK")
+    for line in (PROC / "stat").read_text(encoding="ascii", errors="replace").splitlines():
+        name, *fields = line.split() or [""]
+        if name.startswith("cpu") and name != "cpu":
+            # proc(5): user nice system idle iowait irq softirq steal; guests' time, which follows, is part of user.
+            values = [int(field) / ticks for field in fields[:8]]
+            if len(values) < 8:
+                raise ValueError(line)
+            found[int(name.removeprefix("cpu"))] = _ProcessorTimes(
+                total=sum(values), idle=values[3] + values[4], steal=values[7]
+            )
+    return found
 
 
 def _frequency_hertz(cores: Sequence[int]) -> float | None:

@@ -43,6 +43,8 @@ DRIFT_CONFIDENCE: Final = 0.99
 PENALTY_PER_LOG_N: Final = 3.0
 CLIP_SIGMAS: Final = 3.0
 RUNNING_WINDOW: Final = 5
+MIN_POINTS: Final = 3
+"""Least points of a level and its slope."""
 MAX_POINTS: Final = 1_000
 """Longer series are reduced to medians of equal groups of steps first."""
 
@@ -82,7 +84,7 @@ def detect_warmup(
     durations = np.asarray(durations_seconds, dtype=np.float64)
     if not np.all(np.isfinite(durations) & (durations > 0)):
         raise ValueError("step durations must be positive and finite seconds")
-    if min_steady < 3:
+    if min_steady < MIN_POINTS:
         raise ValueError(f"min_steady is {min_steady}; a level and a slope need at least 3 steps")
     num_steps = len(durations)
     after_tagged = max(tagged, default=-1) + 1
@@ -98,7 +100,8 @@ def detect_warmup(
     first_point = math.ceil(after_tagged / group)
     bounds = _merge_before(starts, first_point, len(log_time))
     levels = [float(np.median(log_time[start:stop])) for start, stop in bounds]
-    found = _steady_part(levels, bounds, noise.tolerance, least=min_steady / group)
+    # However many steps a point stands for, a level and a slope need at least three points.
+    found = _steady_part(levels, bounds, noise.tolerance, least=max(min_steady / group, MIN_POINTS))
     if found is None:
         last = sum(stop - start for start, stop in bounds[-1:]) * group
         return _unsteady(

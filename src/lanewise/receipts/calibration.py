@@ -80,12 +80,12 @@ class ObserverResult(Record):
     in_step_ratio: float
     """Median over runs of what the timed step contains, ÷ step time."""
     total_ratio: float
-    """The same with what lies between steps."""
+    """The same with what lies between steps, messages to the lab left out: no training run exchanges any."""
     campaign_id: str | None = None
     log_ratio: LogEffect | None = None
     interval_log: Interval | None = None
     contains_direct: bool | None = None
-    """Whether the campaign's interval contains the accounted cost; null without a campaign."""
+    """Whether the campaign's interval contains the cost accounted inside the timed step; null without a campaign."""
 
 
 class CalibrationRecord(Record):

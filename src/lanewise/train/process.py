@@ -38,8 +38,8 @@ HUGE_PAGES_KEY: Final = "io.lanewise.huge_pages"
 def pin(cores: Collection[int]) -> None:
     """Keep this process, with every thread it has and will have, to these processors.
 
-    Called when the lane is built and before its first step: building may use the whole machine, since the other arm is
-    built at the same time and compilers have workers of their own.
+    Called when the lane is built and before its first step. Until then a campaign's child is on the lab's processors, which
+    the fork server was started on: both arms are built at the same time, and compile workers that stay alive stay there.
     """
     SystemHost().restrict(cores)
 

@@ -17,7 +17,9 @@ def block(
 ) -> BlockEvidence:
     """A sound lockstep block of `fused_moe`; arguments override fields of receipts or of the journal's entry."""
     at = {"experiment.block": number, "experiment.ablation_id": "fused_moe"}
-    a = make_receipt({**at, "experiment.arm": "A", **(both or {}), **(control or {})})
+    a = make_receipt(
+        {**at, "experiment.arm": "A", "experiment.position": 0, **(both or {}), **(control or {})}
+    )
     b = make_receipt({**at, "experiment.arm": "B", **(both or {}), **(treated or {})})
     done = BlockDone(
         **{
@@ -26,7 +28,7 @@ def block(
             "attempt": 1,
             "design": "lockstep",
             "order": ("ABBA",) * 8,
-            "order_seed": 1,
+            "order_seed": 7,
             "started_first": "A",
             "lead_steps": 2,
             "warmup_steps": 2,

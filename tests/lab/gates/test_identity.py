@@ -79,6 +79,12 @@ def test_receipts_of_another_visit():
     assert not placement(block({"experiment.arm": "A"})).ok
     assert not placement(block({"experiment.block": 2})).ok
     assert not placement(block({"experiment": None})).ok
+    assert not placement(block({"experiment.order_seed": 8})).ok, "another attempt"
+    assert not placement(block({"experiment.design": "sequential"})).ok
+    assert not placement(block({"experiment.position": 0})).ok, "one place, two receipts"
+    (fault,) = placement(block({"experiment.campaign_id": "2026-11-23-other"})).faults
+    assert fault.text == "the receipts are of several campaigns"
+    assert fault.structural
 
 
 def test_what_runs_say_about_themselves():

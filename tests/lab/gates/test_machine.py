@@ -64,6 +64,8 @@ def test_memory_pressure(ooms, retries, ok):
         (["hw_thermal_slowdown"], False),
         (["hw_slowdown", "sw_power_cap"], False),
         (["hw_power_brake_slowdown"], False),
+        (["sw_power_cap", "power_violation"], True),
+        (["thermal_violation"], False),
     ],
 )
 def test_only_hardware_slowdowns_invalidate(events, ok):
@@ -101,6 +103,13 @@ def test_both_arms_are_held_to_the_same_limit_and_said_once():
     one = host_quiet(block({"host.foreign_load_ratio": 0.9}))
     both = host_quiet(block(both={"host.foreign_load_ratio": 0.9}))
     assert len(one.faults) == len(both.faults) == 1
+
+
+def test_the_busiest_visit_is_shown_and_what_was_not_recorded_is_said():
+    busier = host_quiet(block({"host.foreign_load_ratio": 0.2, "host.steal_ratio": 0.09}))
+    assert busier.received == "others 20.0%, hypervisor 9.0%"
+    partly = host_quiet(block({"host": None}, control={"host.foreign_load_ratio": 0.1}))
+    assert partly.received.startswith("others 10.0% (unknown in 1 of 2 visits), hypervisor ")
 
 
 def test_durations_do_not_matter_to_the_limit():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.gates.gate import Fault, Gate, visits
-from lanewise.lane.resolved import ResolvedLane
+from lanewise.lab.schedule import ArmName
 from lanewise.receipts.schema import BackendRecord, RunReceipt
 
 
@@ -16,7 +16,7 @@ def backend_proof(block: BlockEvidence, arms: Arms) -> Gate:
     faults = tuple(
         Fault(text=text, structural=True, about_backend=True)
         for arm, receipt in visits(block)
-        for text in _deviations(arm, arms.arm(arm), receipt, arms.ops)
+        for text in _deviations(arm, arms, receipt)
     )
     proofs = sorted({r.proof for _arm, receipt in visits(block) for r in receipt.backends})
     return Gate(
@@ -43,9 +43,8 @@ def observed_backends(receipt: RunReceipt, arms: Arms) -> tuple[str, ...]:
     return tuple(f.effective for f in receipt.features if f.key in arms.declared)
 
 
-def _deviations(
-    arm: str, asked: ResolvedLane, receipt: RunReceipt, required_ops: Sequence[str]
-) -> Iterator[str]:
+def _deviations(arm: ArmName, arms: Arms, receipt: RunReceipt) -> Iterator[str]:
+    asked, required_ops = arms.arm(arm), arms.ops
     records = {record.op: record for record in receipt.backends}
     for op in sorted({*records, *required_ops}):
         text = _backend_fault(
@@ -54,6 +53,8 @@ def _deviations(
         if text:
             yield f"arm {arm} {text}"
     states = {decision.key: decision.state for decision in asked.features}
+    for key in sorted(arms.declared - {feature.key for feature in receipt.features}):
+        yield f"arm {arm} asked for {key}={states.get(key)}, its receipt does not name the feature"
     for feature in receipt.features:
         if feature.effective != states.get(feature.key, feature.effective):
             yield (

@@ -29,23 +29,29 @@ def readable(block: BlockEvidence) -> Gate:
 
 
 def placement(block: BlockEvidence) -> Gate:
-    """Each receipt says itself that it is of this feature, arm and block."""
+    """Each receipt says itself that it is of this feature, arm, block and attempt, and stands for one visit."""
     entry = block.entry
-    faults = tuple(
-        Fault(
-            text=f"arm {arm}: receipt {receipt.receipt_id[:19]} belongs to another visit",
-            structural=True,
-        )
-        for arm, receipt in visits(block)
-        if receipt.experiment is None
-        or (receipt.experiment.ablation_id, receipt.experiment.arm, receipt.experiment.block)
-        != (entry.feature, arm, entry.block)
-    )
+    seen: set[tuple[str, int]] = set()
+    faults = []
+    for arm, receipt in visits(block):
+        at = receipt.experiment
+        # The seed is drawn from the campaign's, the feature, the block and the attempt.
+        wanted = (entry.feature, arm, entry.block, entry.design, entry.order_seed)
+        if at is None or (at.ablation_id, at.arm, at.block, at.design, at.order_seed) != wanted:
+            text = f"arm {arm}: receipt {receipt.receipt_id[:19]} belongs to another visit"
+            faults.append(Fault(text=text, structural=True))
+            continue
+        if (at.campaign_id, at.position) in seen:
+            text = f"arm {arm}: two receipts claim place {at.position} of the block"
+            faults.append(Fault(text=text, structural=True))
+        seen.add((at.campaign_id, at.position))
+    if len({campaign for campaign, _position in seen}) > 1:
+        faults.append(Fault(text="the receipts are of several campaigns", structural=True))
     return Gate(
         name="placement",
-        rule="each receipt names this feature, arm and block",
-        received=f"{entry.feature} block {entry.block}",
-        faults=faults,
+        rule="each receipt names this feature, arm, block and attempt, and a place of its own in it",
+        received=f"{entry.feature} block {entry.block}, attempt {entry.attempt}",
+        faults=tuple(faults),
     )
 
 
@@ -99,11 +105,11 @@ def comparability(block: BlockEvidence, arms: Arms) -> Gate:
 
 
 def constancy(block: BlockEvidence, reference: BlockEvidence | None) -> Gate:
-    """Software, data and class of machine are those of the campaign's first block.
+    """Software, data and class of machine are those of the feature's first block.
 
     Another machine of the same class is no fault: `lab.strata` decides whether its blocks are pooled.
     """
-    rule = "environment, data and machine class are those of the campaign's first block"
+    rule = "environment, data and machine class are those of the feature's first block"
     if reference is None or reference is block:
         return Gate(name="constant", rule=rule, received="this is the first block")
     ours, theirs = block.receipts["A"][0], reference.receipts["A"][0]
