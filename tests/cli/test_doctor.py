@@ -11,7 +11,7 @@ from lanewise.measure import ceilings as ceilings_module
 from lanewise.measure.ceilings import Ceilings
 from lanewise.ops import dispatch, registry
 from lanewise.receipts.ceilings import cite
-from lanewise.receipts.environment import collect_machine
+from lanewise.receipts.machine import collect_machine
 from lanewise.receipts.store import Store
 
 MEASURED = Ceilings(

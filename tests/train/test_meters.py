@@ -19,8 +19,8 @@ class FakeCuda:
     def reset_peak_memory_stats(self):
         self.calls.append("reset")
 
-    def memory_reserved(self):
-        return self.reserved
+    def memory_stats_as_nested_dict(self):
+        return {"reserved_bytes": {"all": {"current": self.reserved}}}
 
     def max_memory_reserved(self):
         return 900

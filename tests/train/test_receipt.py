@@ -8,7 +8,7 @@ import pytest
 from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice, Rejection
 from lanewise.receipts.ceilings import ceiling_name
-from lanewise.receipts.environment import collect_machine
+from lanewise.receipts.machine import collect_machine
 from lanewise.receipts.schema import BADPUT_CATEGORIES, Check, Goodput
 from lanewise.receipts.store import Store, json_bytes
 from lanewise.receipts.utilization import CitedCeiling

@@ -131,7 +131,7 @@ def _keep(
     from lanewise.errors import StoreError
     from lanewise.lane.gpu import find_gpu
     from lanewise.receipts.ceilings import FOLDER, CeilingRecord
-    from lanewise.receipts.environment import collect_machine
+    from lanewise.receipts.machine import collect_machine
     from lanewise.receipts.schema import Producer
     from lanewise.receipts.store import Store
 

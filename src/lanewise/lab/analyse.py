@@ -22,8 +22,8 @@ from lanewise.receipts.decision import (
     PlannedFeature,
     Verdict,
 )
-from lanewise.receipts.environment import collect_machine
 from lanewise.receipts.interaction import InteractionTable
+from lanewise.receipts.machine import collect_machine
 from lanewise.receipts.schema import LaneIdentity, Machine
 from lanewise.receipts.store import Store
 

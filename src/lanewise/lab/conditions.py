@@ -20,10 +20,10 @@ from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.environment import (
     child_environment,
     collect_environment,
-    collect_machine,
     compared_fields,
     exported,
 )
+from lanewise.receipts.machine import collect_machine
 from lanewise.receipts.schema import Environment, Machine
 
 VALID_DAYS: Final = 30

@@ -48,6 +48,10 @@ NO_MEMORY: Final = Memory(
 class Meters(Protocol):
     """What differs between a CPU and a GPU."""
 
+    @property
+    def reserved_bytes(self) -> int | None:
+        """Memory taken from the device for tensors, cached blocks included, as of the last step; None on a CPU."""
+
     def start(self) -> None:
         """The lane is built and the first step is next."""
 
@@ -73,6 +77,9 @@ class Meters(Protocol):
 
 class CpuMeters:
     """A CPU has one clock, and its allocator keeps no counters."""
+
+    reserved_bytes = None
+    """No device."""
 
     def start(self) -> None:
         """Nothing to do."""
@@ -143,7 +150,7 @@ class CudaMeters:
         """Peaks and counters are those of the steps: building and compiling have their own."""
         self._cuda.synchronize()
         self._cuda.reset_peak_memory_stats()
-        self._reserved = int(self._cuda.memory_reserved())
+        self._reserved = self._read_reserved()
         self._retries_before, self._ooms_before = self._counters()
         self._first = self._read()
 
@@ -154,7 +161,7 @@ class CudaMeters:
     def after_step(self) -> tuple[str, ...]:
         """Mark the end; a step that took memory from the driver is tagged."""
         self._events.after_step()
-        reserved = int(self._cuda.memory_reserved())
+        reserved = self._read_reserved()
         grew = reserved > self._reserved
         self._reserved = reserved
         return (RESERVE_TAG,) if grew else ()
@@ -180,6 +187,16 @@ class CudaMeters:
         )
         why = "arms share the card, so what is in use on it belongs to no single process"
         return record, {"memory.peak_device_used_bytes": why}
+
+    @property
+    def reserved_bytes(self) -> int:
+        """As of the last step."""
+        return self._reserved
+
+    def _read_reserved(self) -> int:
+        # `memory_reserved` flattens and sorts all of the allocator's hundred counters first; this is read in every step.
+        counters = self._cuda.memory_stats_as_nested_dict()
+        return int(counters["reserved_bytes"]["all"]["current"]) if counters else 0
 
     def _counters(self) -> tuple[int, int]:
         stats = self._cuda.memory_stats()

@@ -24,8 +24,9 @@ from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
 from lanewise.parallel import compile_regions, recompute
 from lanewise.receipts.document import short
-from lanewise.receipts.environment import collect_environment, collect_machine
+from lanewise.receipts.environment import collect_environment
 from lanewise.receipts.failures import Failure
+from lanewise.receipts.machine import collect_machine
 from lanewise.receipts.schema import CompileRecord, RunReceipt, Warmup
 from lanewise.receipts.store import Store
 from lanewise.train import checkpoint, routing, saved
@@ -208,10 +209,8 @@ class Run:
 
     @property
     def device_bytes(self) -> int | None:
-        """Most memory this process has taken from its GPU for tensors, cached blocks included; None on a CPU."""
-        if self._gpu is None:
-            return None
-        return torch.cuda.max_memory_reserved()
+        """Memory this process has taken from its GPU for tensors, cached blocks included; None on a CPU."""
+        return self._watch.meters.reserved_bytes
 
     def step(self) -> StepResult:
         """Take one optimizer step and record it."""
