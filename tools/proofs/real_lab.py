@@ -13,6 +13,7 @@ from lanewise.lab.prepare import CampaignOptions
 from lanewise.lab.session import Lab
 from lanewise.lane.load import load_lane
 from lanewise.lane.machine import DEFAULT_CPU_THREADS, detect_machine_class
+from lanewise.measure.host import SystemHost
 from lanewise.receipts.store import Store
 
 LANE = "nam56r-tiny"
@@ -28,6 +29,8 @@ def real_lab(root: str) -> Lab:
         new_token=lambda: secrets.token_hex(3),
         free_memory_bytes=lambda _device: int(psutil.virtual_memory().available),
         listen=lambda _event: None,
+        # As the command line does it: arms on cores of their own, and blocks beside foreign load run again.
+        host=SystemHost(),
     )
 
 
