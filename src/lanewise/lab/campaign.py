@@ -25,6 +25,8 @@ from lanewise.receipts import files
 from lanewise.receipts.decision import CampaignRecord, LookRecord
 from lanewise.receipts.document import first_fault, parse_json, parse_record
 from lanewise.receipts.migrate import UPGRADE_COMMAND, History, is_newer_minor
+from lanewise.receipts.seal import opened, sealed
+from lanewise.receipts.store import json_bytes
 
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
@@ -53,7 +55,8 @@ class CampaignFolder:
         # A folder without a plan is left of a process that was killed right here: nothing was measured, so it is taken.
         if (folder.path / PLAN).exists():
             raise StoreError(f"{folder.path}: there is such a campaign already; start another one")
-        files.write_bytes(str(folder.path / PLAN), plan.model_dump_json(indent=2).encode())
+        document = sealed(plan.model_dump(mode="json"))
+        files.write_bytes(str(folder.path / PLAN), json_bytes(document))
         return folder
 
     @classmethod
@@ -88,7 +91,7 @@ class CampaignFolder:
                     f"{path}: written by plan schema {document['schema_version']}, and this lanewise reads up to "
                     f"{PLAN_SCHEMA_VERSION}; run `{UPGRADE_COMMAND}`"
                 )
-            return CampaignPlan.model_validate_json(content)
+            return CampaignPlan.model_validate_json(json_bytes(opened(document)))
         except (OSError, ValidationError, ReceiptError) as error:
             why = first_fault(error) if isinstance(error, ValidationError) else str(error)
             raise CampaignError(
