@@ -170,10 +170,11 @@ class CampaignFolder:
 
 def stored_plans(store_root: str) -> list[CampaignPlan]:
     """Plans of every campaign in a store, newest first; a folder whose plan cannot be read is passed over."""
-    return _plans_and_damaged(store_root)[0]
+    return plans_and_damaged(store_root)[0]
 
 
-def _plans_and_damaged(store_root: str) -> tuple[list[CampaignPlan], list[CampaignError]]:
+def plans_and_damaged(store_root: str) -> tuple[list[CampaignPlan], list[CampaignError]]:
+    """Plans of every campaign in a store, newest first, and why others cannot be read; each names its file."""
     plans, damaged = [], []
     for path in sorted((Path(store_root) / "campaigns").glob(f"*/{PLAN}")):
         try:
@@ -192,7 +193,7 @@ def newest_unfinished(
         UsageError: there is none.
         CampaignError: a plan is damaged, which may be the one that is meant, or the journal of the newest one is.
     """
-    plans, damaged = _plans_and_damaged(store_root)
+    plans, damaged = plans_and_damaged(store_root)
     if damaged:
         raise CampaignError(f"{damaged[0]}; to go on with another one, name it after --resume")
     for plan in plans:
