@@ -133,6 +133,30 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_listed(world, capsys):
         journal.write_bytes(whole)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("plan.json", "not a campaign plan (altered: "),
+        ("journal.jsonl", "2: not a journal entry (altered: "),
+    ],
+)
+def test_validate_reads_plans_and_journals_too(world, capsys, name, said):
+    path = Path(world.store.root) / "campaigns" / world.ids[0] / name
+    whole = path.read_bytes()
+    path.write_bytes(
+        whole.replace(b'seconds": ', b'seconds": 1', 2).replace(b'seconds": 1', b'seconds": ', 1)
+    )
+    try:
+        assert run(["receipt", "validate", "--store", world.store.root, "--json"]) == 3
+        invalid = json.loads(capsys.readouterr().out)["invalid"]
+    finally:
+        path.write_bytes(whole)
+    assert [fault["location"] for fault in invalid] == [str(path)]
+    assert invalid[0]["faults"][0].startswith(said)
+    assert run(["receipt", "validate", world.store.root, "--json"]) == 0
+    capsys.readouterr()
+
+
 def test_a_limit_counts_what_it_hides(tmp_path, capsys):
     world = World(store=Store(tmp_path / "store"))
     world.script.exit_code = lambda request, step: (

@@ -97,7 +97,7 @@ def validate(
     store: StoreOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Check schema, identity, sidecars and closure of goodput. Exit 3 if anything is invalid."""
+    """Check schema, identity, seals, sidecars and closure of goodput. Exit 3 if anything is invalid."""
     num_checked = 0
     invalid: list[tuple[str, list[str]]] = []
     for location, faults in _all_faults(references or [], _store(store)):
@@ -173,12 +173,18 @@ def diff(
 
 
 def reindex(store: StoreOption = None, json: JsonFlag = False) -> None:
-    """Rebuild the index from the files. Nothing is ever lost by it."""
+    """Rebuild the index from the files. Nothing is ever lost by it.
+
+    Temporary files that killed writers left are removed when they are older than a day.
+    """
+    import time
     from dataclasses import asdict
 
+    from lanewise.receipts.files import remove_abandoned
     from lanewise.receipts.index import Index
 
     place = _store(store)
+    num_abandoned = remove_abandoned(place.root, now_seconds=time.time())
     index = Index(place)
     done = index.reindex()
     unreadable = [
@@ -186,13 +192,16 @@ def reindex(store: StoreOption = None, json: JsonFlag = False) -> None:
         *index.query(kind="decision", limit=0).unreadable,
     ]
     if json:
-        print_json({**asdict(done), "unreadable": unreadable})
+        print_json({**asdict(done), "num_abandoned": num_abandoned, "unreadable": unreadable})
         return
     where = done.path or "memory: the store cannot be written"
     typer.echo(
         f"receipts {done.num_receipts}, decisions {done.num_decisions}, "
         f"unreadable {done.num_unreadable}: indexed in {where}"
     )
+    if num_abandoned:
+        left = "file" if num_abandoned == 1 else "files"
+        typer.echo(f"removed {num_abandoned} temporary {left} that killed writers left")
     for error in unreadable:
         typer.echo(f"unreadable: {error}", err=True)
 
@@ -270,14 +279,17 @@ def _all_faults(references: list[str], store: Store) -> Iterator[tuple[str, list
     from pathlib import Path
 
     from lanewise.errors import ReceiptError
+    from lanewise.lab.campaign import working_file_faults
     from lanewise.receipts.store import Store as StoreClass
     from lanewise.receipts.validate import record_file_faults, store_faults
 
     if not references:
         yield from store_faults(store)
+        yield from working_file_faults(store.root)
     for reference in references:
         if Path(reference).is_dir():
             yield from store_faults(StoreClass(reference))
+            yield from working_file_faults(reference)
             continue
         try:
             location = store.locate_receipt(reference)

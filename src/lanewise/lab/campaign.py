@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -182,6 +182,28 @@ def plans_and_damaged(store_root: str) -> tuple[list[CampaignPlan], list[Campaig
         except CampaignError as error:
             damaged.append(error)
     return sorted(plans, key=lambda plan: plan.created_at, reverse=True), damaged
+
+
+def working_file_faults(store_root: str) -> Iterator[tuple[str, list[str]]]:
+    """Check the plan and the journal of every campaign of a store, which `receipts.validate` cannot read.
+
+    Yields:
+        Location and faults of each file, sound ones included.
+    """
+    for plan in sorted((Path(store_root) / "campaigns").glob(f"*/{PLAN}")):
+        folder = CampaignFolder(plan.parent)
+        yield str(plan), _faults(folder.plan, str(plan))
+        if folder.journal.path.is_file():
+            where = str(folder.journal.path)
+            yield where, _faults(folder.journal.read, where)
+
+
+def _faults(read: Callable[[], object], where: str) -> list[str]:
+    try:
+        read()
+    except CampaignError as error:
+        return [str(error).removeprefix(where).removeprefix(": ").removeprefix(":")]
+    return []
 
 
 def newest_unfinished(
