@@ -139,14 +139,8 @@ class FakeEndpoint:
 
     def _finish(self, message: Mapping[str, Any]) -> None:
         self.world.clock.spend(0.3)
-        steady = bool(message["steady"])
         changes = receipt_changes(self.request, self.world.script, self.losses)
-        changes["timing.warmup"] = {
-            "rule": "fake",
-            "steps": message["warmup_steps"],
-            "steady": steady,
-            "reason": message["warmup_reason"],
-        }
+        changes["timing.warmup"] = message["warmup"]
         host = message["host"]
         changes["host"] = None if host is None or "missing" in host else host
         if changes["host"] is None:

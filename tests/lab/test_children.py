@@ -10,6 +10,7 @@ import pytest
 
 from lanewise.errors import ChildError
 from lanewise.lab.children import Child, ChildRefused, ProcessEndpoint
+from lanewise.receipts.schema import Warmup
 
 
 def obedient(connection):
@@ -35,7 +36,7 @@ def obedient(connection):
                     "receipt_id": "sha256:0",
                     "receipt_path": "x",
                     "validity": "valid",
-                    "reasons": [message["warmup_reason"]],
+                    "reasons": [message["warmup"]["reason"]],
                 }
             )
             return
@@ -87,7 +88,7 @@ def test_an_obedient_child(start):
     assert child.wait_ready(30.0) == 0.25
     assert child.step(3, 30.0).duration_seconds == (0.5, 0.5, 0.5)
     assert child.resident_bytes() > 2**20
-    child.ask_to_finish(warmup_steps=1, steady=True, warmup_reason="because")
+    child.ask_to_finish(warmup=Warmup(rule="given", steps=1, steady=True, reason="because"))
     assert child.wait_finished(30.0).reasons == ("because",)
     child.abort()
 

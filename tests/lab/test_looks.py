@@ -125,7 +125,7 @@ def test_looks_count_the_blocks_that_count(world):
     wanted = contrasting((-0.2, 0.0, -0.21, -0.19, -0.205))
 
     def seconds(request, step, now):
-        unsteady = request.experiment is not None and request.experiment.block == 2
+        unsteady = place(request) == "fused_moe/2/B"
         return wanted(request, step, now) * (1.3**step if unsteady else 1.0)
 
     world.script.seconds = seconds
@@ -139,7 +139,7 @@ def test_a_block_that_never_counted_moves_the_last_look(world):
     wanted = contrasting(OPEN)
 
     def seconds(request, step, now):
-        unsteady = request.experiment is not None and request.experiment.block == 6
+        unsteady = place(request) == "fused_moe/6/B"
         return wanted(request, step, now) * (1.3**step if unsteady else 1.0)
 
     world.script.seconds = seconds

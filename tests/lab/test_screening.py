@@ -60,7 +60,7 @@ def design(request):
 def screened(request, tmp_path_factory):
     """A screen that tests only read: its design, its world and its result."""
     world = World(store=Store(tmp_path_factory.mktemp("store")))
-    world.script.seconds = additive()
+    world.script.seconds = additive(seed=1)
     return request.param, world, screen(world, request.param)
 
 
@@ -103,7 +103,7 @@ def test_a_screen_is_recomputed_from_what_is_on_the_disk(screened):
 
 
 def test_toggling_takes_one_process_for_both_arms_in_quads(world):
-    world.script.seconds = additive()
+    world.script.seconds = additive(seed=1)
     result = screen(world, "toggle", features=("fused_moe", "fused_mamba"))
     pairs = [e for e in world.endpoints if isinstance(e, FakePair)]
     assert len(pairs) == 2
@@ -140,7 +140,7 @@ def test_the_bias_of_the_screen_itself_can_be_looked_at(world):
 
 
 def test_rows_run_beside_their_mirror_image(world):
-    world.script.seconds = additive()
+    world.script.seconds = additive(seed=1)
     result = screen(world, "plackett-burman")
     plan = CampaignFolder.find(world.store.root, result.campaign.campaign_id).plan()
     assert plan.factors == FEATURES
@@ -195,7 +195,7 @@ def test_a_design_takes_features_only(world, pseudo):
 
 
 def test_a_feature_that_cannot_run_is_left_out_by_name(world, design):
-    world.script.seconds = additive()
+    world.script.seconds = additive(seed=1)
     world.script.refusal = lambda request: (
         ("no C++ compiler", 2)
         if request.resolved.runtime_switches.get("regional_compile")
@@ -229,7 +229,7 @@ def test_two_copies_that_do_not_fit_are_not_built(world):
 
 
 def test_a_fallback_makes_a_screened_feature_invalid(world):
-    world.script.seconds = additive()
+    world.script.seconds = additive(seed=1)
     world.script.observed = lambda request, op, asked: (
         "padded.torch" if place(request) == "fused_moe/1/B" and op == "moe_experts" else asked
     )
@@ -240,7 +240,7 @@ def test_a_fallback_makes_a_screened_feature_invalid(world):
 
 
 def test_a_dead_process_is_run_again_and_none_is_left(world):
-    world.script.seconds = additive()
+    world.script.seconds = additive(seed=1)
     died = []
 
     def dies_once(request, step):
@@ -259,7 +259,7 @@ def test_a_dead_process_is_run_again_and_none_is_left(world):
 
 
 def test_a_screen_that_was_interrupted_resumes(world, design):
-    world.script.seconds = additive()
+    world.script.seconds = additive(seed=1)
     first = "fused_moe/1/B" if design == "toggle" else "row-03/1/B"
     world.script.interrupt = lambda request, step: place(request) == first
     result = screen(world, design)
@@ -276,7 +276,7 @@ def test_a_screen_that_was_interrupted_resumes(world, design):
 
 
 def test_the_next_campaign_is_named_and_priced(world):
-    world.script.seconds = additive()
+    world.script.seconds = additive(seed=1)
     result = screen(world, "toggle")
     plan = CampaignFolder.find(world.store.root, result.campaign.campaign_id).plan()
     found = confirmation(plan, result.decisions, noise_log=0.03)

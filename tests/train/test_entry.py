@@ -42,7 +42,7 @@ class Parent:
         return self.receive()
 
     def finish(self, **fields: Any) -> dict[str, Any]:
-        command = {"command": "finish", "warmup_steps": None, "steady": None, "warmup_reason": ""}
+        command = {"command": "finish", "warmup": None}
         self.connection.send({**command, **fields})
         return self.receive()
 
@@ -67,7 +67,9 @@ def test_lockstep_from_ready_to_receipt(tmp_path: Path) -> None:
     assert [len(m["duration_seconds"]) for m in (first, second)] == [1, 3]
     assert all(value > 0 for value in second["duration_seconds"])
     assert len(second["loss"]) == len(second["tags"]) == 3
-    finished = parent.finish(warmup_steps=1, steady=True, warmup_reason="larger of both arms")
+    finished = parent.finish(
+        warmup={"rule": "given", "steps": 1, "steady": True, "reason": "larger of both arms"}
+    )
     parent.wait_end()
     (receipt,) = receipts(tmp_path)
     assert finished["event"] == "finished"
@@ -84,7 +86,9 @@ def test_an_unsteady_block_makes_an_invalid_receipt(tmp_path: Path) -> None:
     parent = Parent(lockstep(tmp_path).model_dump_json())
     parent.receive()
     parent.step(2)
-    finished = parent.finish(warmup_steps=2, steady=False, warmup_reason="steps drift by +3 %")
+    finished = parent.finish(
+        warmup={"rule": "given", "steps": 2, "steady": False, "reason": "steps drift by +3 %"}
+    )
     parent.wait_end()
     assert finished["validity"] == "invalid"
     assert finished["reasons"] == ["steady_state: steps drift by +3 %"]
@@ -226,7 +230,9 @@ def test_a_real_process_from_a_fork_server(tmp_path: Path) -> None:
     ours.send({"command": "step", "count": 2})
     assert ours.poll(PATIENCE_SECONDS)
     assert len(ours.recv()["loss"]) == 2
-    ours.send({"command": "finish", "warmup_steps": 0, "steady": True, "warmup_reason": ""})
+    ours.send(
+        {"command": "finish", "warmup": {"rule": "given", "steps": 0, "steady": True, "reason": ""}}
+    )
     assert ours.poll(PATIENCE_SECONDS)
     assert ours.recv()["event"] == "finished"
     process.join(PATIENCE_SECONDS)

@@ -9,7 +9,7 @@ from lanewise.ops.observe import Observation
 from lanewise.ops.spec import Choice, Rejection
 from lanewise.receipts.ceilings import ceiling_name
 from lanewise.receipts.machine import collect_machine
-from lanewise.receipts.schema import BADPUT_CATEGORIES, Check, Goodput
+from lanewise.receipts.schema import BADPUT_CATEGORIES, Check, Goodput, Warmup
 from lanewise.receipts.store import Store, json_bytes
 from lanewise.receipts.utilization import CitedCeiling
 from lanewise.receipts.validate import receipt_faults
@@ -32,7 +32,7 @@ def facts_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFacts:
     run = Run(micro_request(tmp_path, steps=None, experiment=experiment()))
     for _ in range(3):
         run.step()
-    run.finish(warmup=run.given_warmup(steps=1, steady=True, reason="given"))
+    run.finish(warmup=Warmup(rule="given", steps=1, steady=True, reason="given"))
     return caught[0]
 
 

@@ -12,7 +12,7 @@ import torch
 from lanewise.errors import UsageError
 from lanewise.lane.schema import Lane
 from lanewise.models.layers import SKIPPED_ID
-from lanewise.receipts.schema import RunReceipt
+from lanewise.receipts.schema import RunReceipt, Warmup
 from lanewise.receipts.store import Store
 from lanewise.train.routing import RoutingReader, describe
 from lanewise.train.routing_receipt import IDS_DIGEST_KEY
@@ -47,7 +47,7 @@ def train(
     while run.next_step < request.steps:
         run.step()
     run.save_checkpoint()
-    finished = run.finish(warmup=run.given_warmup(steps=1, steady=True, reason="given"))
+    finished = run.finish(warmup=Warmup(rule="given", steps=1, steady=True, reason="given"))
     steps = Store(request.store_root).read_steps(finished.receipt.receipt_id)
     assert steps is not None
     return finished.receipt, (steps.loss, steps.grad_norm)

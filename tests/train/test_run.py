@@ -9,7 +9,7 @@ import pytest
 
 from lanewise.errors import DataError, NotBuiltError, UsageError
 from lanewise.lane.load import load_lane
-from lanewise.receipts.schema import RunReceipt, StepSeries
+from lanewise.receipts.schema import RunReceipt, StepSeries, Warmup
 from lanewise.receipts.store import Store
 from lanewise.receipts.validate import receipt_file_faults
 from lanewise.train.run import Run
@@ -171,7 +171,7 @@ def test_the_load_of_the_steady_steps_is_complete(tmp_path: Path, ratio: float) 
     run = Run(micro_request(tmp_path, lane=lane, steps=None, experiment=experiment()))
     for _ in range(5):
         run.step()
-    run.finish(warmup=run.given_warmup(steps=2, steady=True, reason="given"))
+    run.finish(warmup=Warmup(rule="given", steps=2, steady=True, reason="given"))
     routing = stored(tmp_path).routing
     assert routing is not None
     assert routing.expert_picks is not None
@@ -342,7 +342,7 @@ def test_a_given_warmup_rules_both_record_and_summary(tmp_path: Path) -> None:
     run = Run(micro_request(tmp_path, steps=None, experiment=experiment()))
     for _ in range(10):
         run.step()
-    run.finish(warmup=run.given_warmup(steps=4, steady=True, reason="the larger of both arms"))
+    run.finish(warmup=Warmup(rule="given", steps=4, steady=True, reason="the larger of both arms"))
     timing = stored(tmp_path).timing
     assert (timing.warmup.steps, timing.warmup.steady) == (4, True)
     assert timing.step_duration_seconds is not None

@@ -55,7 +55,9 @@ def finished_pair(folder: Path, *orders: str) -> tuple[dict[str, Any], list[dict
     parent = Parent(pair(folder))
     assert parent.receive()["event"] == "ready"
     answers = [parent.ask(command="turns", order=order) for order in orders]
-    done = parent.ask(command="finish", warmup_steps=1, steady=True, warmup_reason="of both")
+    done = parent.ask(
+        command="finish", warmup={"rule": "given", "steps": 1, "steady": True, "reason": "of both"}
+    )
     parent.wait_end()
     store = Store(str(folder / "store"))
     assert done["event"] == "finished", done

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter
 from lanewise.errors import ChildError
 from lanewise.receipts.environment import child_environment, exported
 from lanewise.receipts.failures import Failure, ProcessFailure, TimeoutFailure
+from lanewise.receipts.schema import Warmup
 from lanewise.train.entry import child_main, pair_main
 from lanewise.train.request import PairRequest, RunRequest
 
@@ -158,21 +159,17 @@ class Child:
     def ask_to_finish(
         self,
         *,
-        warmup_steps: int | None,
-        steady: bool | None,
-        warmup_reason: str,
+        warmup: Warmup | None,
         host: Mapping[str, Any] | None = None,
     ) -> None:
         """Tell the child to close its run and write its receipt; `wait_finished` collects it.
 
-        `host` is what the lab saw of the host over the timed steps (`train.request`).
+        `warmup` holds for both arms; None lets the child detect its own. `host` is what the lab saw of the host over the timed steps (`train.request`).
         """
         self._send(
             {
                 "command": "finish",
-                "warmup_steps": warmup_steps,
-                "steady": steady,
-                "warmup_reason": warmup_reason,
+                "warmup": None if warmup is None else warmup.model_dump(),
                 "host": None if host is None else dict(host),
             }
         )

@@ -12,9 +12,10 @@ from lanewise.lab import protocol
 from lanewise.lab.children import Launcher
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName, first_arm, quad_order
-from lanewise.lab.visit import BlockTask, Visit, block_warmup
+from lanewise.lab.visit import BlockTask, Visit
 from lanewise.lab.watch import BlockWatch
 from lanewise.measure.host import Host
+from lanewise.measure.steady_pair import detect_pair_warmup
 
 
 def run_lockstep(
@@ -70,19 +71,15 @@ def _take_turns(
             visits["A" if letter == "A" else "B"].step()
         on_progress(done / len(order))
     watch.close()
-    warmup = block_warmup(
-        [
-            visit.warmup(protocol.MIN_STEADY_QUADS * protocol.STEPS_PER_QUAD)
-            for visit in visits.values()
-        ],
+    warmup = detect_pair_warmup(
+        visits["A"].durations,
+        visits["B"].durations,
+        tagged={*visits["A"].tagged, *visits["B"].tagged},
         lead_steps=protocol.LEAD_STEPS,
-        steps_per_quad=protocol.STEPS_PER_QUAD,
     )
     for visit in visits.values():
         visit.child.ask_to_finish(
-            warmup_steps=warmup.steps,
-            steady=warmup.steady,
-            warmup_reason=warmup.reason,
+            warmup=warmup,
             host=watch.message(visit.child.pid),
         )
     receipts = {

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from lanewise.measure.stats import STEPS_PER_ARM_AND_QUAD
-from lanewise.measure.steady import RULE as WARMUP_RULE
+from lanewise.measure.steady import RULE
+from lanewise.measure.steady_pair import PAIR_RULE
 from lanewise.receipts.environment import HUGE_PAGES_TUNABLE
 
 BlockDesign = Literal["lockstep", "sequential", "toggle"]
@@ -114,7 +115,7 @@ def parameters(
         "method_version": METHOD_VERSION,
         "design": design,
         "order": "randomised ABBA/BAAB",
-        "warmup_rule": WARMUP_RULE,
+        "warmup_rule": RULE if design == "sequential" else PAIR_RULE,
         "lead_steps": LEAD_STEPS,
         "num_threads": num_threads,
         "pinned": pinned,

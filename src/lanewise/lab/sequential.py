@@ -12,7 +12,7 @@ from lanewise.lab import protocol
 from lanewise.lab.children import Launcher
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName, quad_order
-from lanewise.lab.visit import BlockTask, Visit, block_warmup
+from lanewise.lab.visit import BlockTask, Visit, longest_warmup
 from lanewise.lab.watch import BlockWatch
 from lanewise.measure.host import Host
 from lanewise.receipts.schema import Warmup
@@ -47,7 +47,7 @@ def run_sequential(
         warmups.append(warmup)
         receipts[arm] = (*receipts[arm], receipt_id)
         on_progress((position + 1) / len(order))
-    warmup = block_warmup(warmups, lead_steps=0, steps_per_quad=1)
+    warmup = longest_warmup(warmups)
     return BlockDone(
         feature=task.arms.feature,
         block=task.block,
@@ -77,9 +77,7 @@ def _run_visit(visit: Visit, task: BlockTask, host: Host | None) -> tuple[Warmup
         warmup = visit.warmup(protocol.MIN_STEADY_QUADS * protocol.STEPS_PER_QUAD)
         # The others' warm-up is not known yet: this receipt states its own, the block drops the largest.
         visit.child.ask_to_finish(
-            warmup_steps=warmup.steps,
-            steady=warmup.steady,
-            warmup_reason=warmup.reason,
+            warmup=warmup,
             host=watch.message(visit.child.pid),
         )
         return warmup, visit.child.wait_finished(visit.finish_timeout_seconds()).receipt_id

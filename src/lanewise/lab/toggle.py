@@ -12,10 +12,10 @@ from lanewise.lab import protocol
 from lanewise.lab.children import Child, Launcher
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName, quad_order
-from lanewise.lab.visit import SETUP_TAGS, BlockTask, block_warmup, patience
+from lanewise.lab.visit import SETUP_TAGS, BlockTask, patience
 from lanewise.lab.watch import BlockWatch
 from lanewise.measure.host import Host
-from lanewise.measure.steady import detect_warmup
+from lanewise.measure.steady_pair import detect_pair_warmup
 from lanewise.train.request import PairRequest
 
 ARMS: tuple[ArmName, ...] = ("A", "B")
@@ -69,22 +69,14 @@ def run_toggle(
             turns(quad)
             on_progress(done / len(order))
         watch.close()
-        warmup = block_warmup(
-            [
-                detect_warmup(
-                    durations[arm],
-                    tagged=tagged[arm],
-                    min_steady=protocol.MIN_STEADY_QUADS * protocol.STEPS_PER_QUAD,
-                )
-                for arm in ARMS
-            ],
+        warmup = detect_pair_warmup(
+            durations["A"],
+            durations["B"],
+            tagged={*tagged["A"], *tagged["B"]},
             lead_steps=protocol.LEAD_STEPS,
-            steps_per_quad=protocol.STEPS_PER_QUAD,
         )
         child.ask_to_finish(
-            warmup_steps=warmup.steps,
-            steady=warmup.steady,
-            warmup_reason=warmup.reason,
+            warmup=warmup,
             host=watch.message(child.pid),
         )
         receipts = child.wait_both_finished(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -145,11 +144,6 @@ def patience(expected_seconds: float) -> float:
     return max(MIN_PATIENCE_SECONDS, PATIENCE * expected_seconds)
 
 
-def block_warmup(warmups: Sequence[Warmup], *, lead_steps: int, steps_per_quad: int) -> Warmup:
-    """The warm-up that all visits of a block drop: the largest, rounded up to whole quads after the lead steps."""
-    unsteady = next((warmup for warmup in warmups if not warmup.steady), None)
-    if unsteady is not None:
-        return unsteady
-    longest = max(warmups, key=lambda warmup: warmup.steps)
-    quads = max(0, math.ceil((longest.steps - lead_steps) / steps_per_quad))
-    return longest.model_copy(update={"steps": lead_steps + quads * steps_per_quad})
+def longest_warmup(warmups: Sequence[Warmup]) -> Warmup:
+    """The warm-up that all visits of a sequential block drop; that of one without a steady state, if there is one."""
+    return max(warmups, key=lambda warmup: (not warmup.steady, warmup.steps))

@@ -18,6 +18,7 @@ from statistics import fmean, median, stdev
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import stdtr, stdtrit
 
 from lanewise.receipts.decision import Estimate
@@ -33,17 +34,24 @@ EXACT_SIGN_FLIP_BLOCKS: Final = 16
 _SAMPLED_SIGN_FLIPS: Final = 2**16
 
 
-def quad_contrasts(
+def step_contrasts(
     control_seconds: Sequence[float], treated_seconds: Sequence[float]
-) -> tuple[float, ...]:
-    """Mean log B − mean log A of each quad; arguments and errors of `quad_contrast`."""
+) -> npt.NDArray[np.float64]:
+    """log B − log A of the arms' first, second, … steps; arguments and errors of `quad_contrast`."""
     if len(control_seconds) != len(treated_seconds):
         raise ValueError(
             f"arms took {len(control_seconds)} and {len(treated_seconds)} steps; quads need as many of both"
         )
-    if not control_seconds or len(control_seconds) % STEPS_PER_ARM_AND_QUAD:
+    if len(control_seconds) == 0 or len(control_seconds) % STEPS_PER_ARM_AND_QUAD:
         raise ValueError(f"{len(control_seconds)} steps an arm are no whole number of quads")
-    differences = _logs(treated_seconds) - _logs(control_seconds)
+    return _logs(treated_seconds) - _logs(control_seconds)
+
+
+def quad_contrasts(
+    control_seconds: Sequence[float], treated_seconds: Sequence[float]
+) -> tuple[float, ...]:
+    """Mean log B − mean log A of each quad; arguments and errors of `quad_contrast`."""
+    differences = step_contrasts(control_seconds, treated_seconds)
     means = differences.reshape(-1, STEPS_PER_ARM_AND_QUAD).mean(axis=1)
     return tuple(float(mean) for mean in means)
 

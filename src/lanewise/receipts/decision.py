@@ -140,7 +140,7 @@ class BlockRecord(Record):
     """Median over quads of mean log B − mean log A (lockstep), or B visits − A visits (sequential)."""
     num_quads: int
     warmup_steps: int
-    """Steps dropped at the start: the larger warm-up of the two arms."""
+    """Steps dropped at the start of both arms."""
     control_seconds: float | None
     treated_seconds: float | None
     """Median steady step of each arm."""

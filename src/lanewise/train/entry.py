@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from lanewise.errors import ChildError, LanewiseError, RunFailed, UsageError
 from lanewise.receipts.failures import DefectFailure, Failure
+from lanewise.receipts.schema import Warmup
 from lanewise.train.failure import failure_of, in_words
 from lanewise.train.request import PairRequest, RunRequest
 
@@ -187,15 +188,9 @@ def _take_steps(run: Run, connection: Connection, setup_seconds: Callable[[], fl
             finish = _lockstep(run, connection)
         else:
             finish = _sequential(run, run.request.steps, connection)
-    warmup_steps = finish.get("warmup_steps")
+    warmup = finish.get("warmup")
     finished = run.finish(
-        warmup=None
-        if warmup_steps is None
-        else run.given_warmup(
-            steps=int(warmup_steps),
-            steady=bool(finish.get("steady")),
-            reason=str(finish.get("warmup_reason") or "decided by the campaign for both arms"),
-        ),
+        warmup=None if warmup is None else Warmup.model_validate(warmup),
         host=finish.get("host"),
     )
     connection.send(

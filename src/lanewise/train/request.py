@@ -6,7 +6,7 @@ Lockstep protocol over one `multiprocessing.connection` pipe, messages are plain
     parent → child    {"command": "step", "count": int}
     child  → parent   {"event": "stepped", "duration_seconds": [float], "loss": [float], "tags": [[str]],
                        "device_bytes": int | None}                         taken from the GPU so far; None on a CPU
-    parent → child    {"command": "finish", "warmup_steps": int | None, "steady": bool | None, "warmup_reason": str}
+    parent → child    {"command": "finish", "warmup": Warmup as a dict | None}
                        steps to drop, decided by the parent for both arms; None lets the child detect its own.
                        "host": HostWindow as a dict, or {"missing": why}: what the parent saw over the timed steps
     child  → parent   {"event": "finished", "receipt_id": str, "receipt_path": str, "validity": str, "reasons": [str]}

@@ -18,7 +18,7 @@ from lanewise.lane.gpu import find_gpu
 from lanewise.measure.goodput import GoodputClock
 from lanewise.measure.host import Host, SystemHost
 from lanewise.measure.memory import live_tensors, measure_cpu_step
-from lanewise.measure.steady import RULE, detect_warmup
+from lanewise.measure.steady import detect_warmup
 from lanewise.models.problems import lane_problems
 from lanewise.ops.dispatch import capabilities
 from lanewise.ops.opset import OpSet
@@ -264,12 +264,6 @@ class Run:
         self._loop.next_step = progress.next_step
         self.messages.append(f"resumed from {found.path.name}")
 
-    def given_warmup(self, *, steps: int, steady: bool, reason: str) -> Warmup:
-        """A warm-up decided outside, for both arms of a block."""
-        return Warmup(
-            rule=RULE, steps=min(steps, len(self.log.recorder)), steady=steady, reason=reason
-        )
-
     def give_up(self, error: Exception) -> Exception:
         """Write the receipt of a run that an error has ended; returns what to raise.
 
@@ -340,7 +334,9 @@ class Run:
                 expert_loads=self.log.expert_loads,
                 auxiliary_losses=self.log.auxiliary_losses,
                 layer_losses=self.log.layer_losses,
-                warmup=warmup or self._detect_warmup(),
+                warmup=self._detect_warmup()
+                if warmup is None
+                else warmup.model_copy(update={"steps": min(warmup.steps, len(self.log.recorder))}),
                 goodput=with_observer(self.goodput.summary(), observer),
                 observer=observer,
                 compile=self._compile_record(missing),

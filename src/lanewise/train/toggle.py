@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from lanewise.errors import ChildError, UsageError
+from lanewise.receipts.schema import Warmup
 from lanewise.train.compile_cache import private_cache
 from lanewise.train.entry import Connection, next_command
 from lanewise.train.finished import Finished
@@ -104,10 +105,6 @@ def _turn(runs: Mapping[str, Run], letter: str) -> StepResult:
 
 def _finish(run: Run, command: Mapping[str, Any]) -> Finished:
     return run.finish(
-        warmup=run.given_warmup(
-            steps=int(command["warmup_steps"]),
-            steady=bool(command["steady"]),
-            reason=str(command["warmup_reason"]),
-        ),
+        warmup=Warmup.model_validate(command["warmup"]),
         host=command.get("host"),
     )

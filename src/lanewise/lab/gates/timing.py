@@ -75,7 +75,7 @@ def _allowed_gap(receipt: RunReceipt) -> float:
 
 
 def steady_state(block: BlockEvidence) -> Gate:
-    """Both arms found a steady state, and enough is left after the larger warm-up."""
+    """The arms' difference is steady (sequential: every visit is), and enough is left after warm-up."""
     entry = block.entry
     needed = protocol.MIN_STEADY_QUADS
     faults: tuple[Fault, ...] = ()
@@ -89,7 +89,8 @@ def steady_state(block: BlockEvidence) -> Gate:
         faults = (Fault(text=text, family=FailureFamily.UNSTEADY, structural=False),)
     return Gate(
         name="steady_state",
-        rule="a last level without drift by change points, nothing compiled in it, the larger warm-up of both arms dropped",
+        rule="by change points a level that holds, without drift and without compiling: of the arms' difference where they "
+        "take turns, else of every visit, the longest warm-up dropped",
         received=f"{entry.warmup_steps} steps dropped: {entry.warmup_reason}",
         faults=faults,
     )
