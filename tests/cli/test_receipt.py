@@ -1,6 +1,7 @@
 """`lanewise receipt`: what a person sees, what a program gets, and the exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,19 @@ def test_reindex_prints_counts(store: Store, capsys: Capture) -> None:
     )
     assert call(store, "reindex", "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_receipts"] == 1
+
+
+def test_reindex_removes_what_a_killed_writer_left_days_ago(store: Store, capsys: Capture) -> None:
+    _, location = store.write_receipt(make_body())
+    old, young = (Path(location).with_name(f".r.json.{digit * 16}.tmp") for digit in "ab")
+    for path in (old, young):
+        path.write_bytes(b"{")
+    os.utime(old, (1e9, 1e9))
+    assert call(store, "reindex") == 0
+    assert "removed 1 temporary file that killed writers left" in capsys.readouterr().out
+    assert (old.exists(), young.exists()) == (False, True)
+    assert call(store, "reindex", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["num_abandoned"] == 0
 
 
 def test_help_imports_neither_torch_nor_the_store() -> None:

@@ -1,6 +1,8 @@
 """Plans of other versions: older ones are read as what they were, newer ones are left to a newer program."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +11,12 @@ from lanewise.lab.analyse import analyse_campaign
 from lanewise.lab.campaign import CampaignFolder, stored_plans
 from lanewise.lab.plan import PLAN_SCHEMA_VERSION
 from lanewise.receipts.decision import Boundary
+from lanewise.receipts.seal import sealed
+from lanewise.receipts.store import Store
 from tests.lab.fake import options
 from tests.lab.test_session import with_effect
 
+EVIDENCE = Path(__file__).parents[2] / "receipts"
 SINCE_1_1 = ("mode", "effect_log")
 OF_FEATURES_SINCE_1_1 = ("boundary", "detectable_log")
 
@@ -24,6 +29,7 @@ def rewritten(world, change):
     path = folder.path / "plan.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
+    document = sealed(document)
     path.write_text(json.dumps(document), encoding="utf-8")
     return folder, result
 
@@ -66,6 +72,24 @@ def test_a_plan_that_names_no_version_is_damage(world, version):
         folder.plan()
 
 
+def test_every_altered_number_of_a_plan_is_refused(world):
+    result = world.lab().start(options(blocks=2))
+    folder = CampaignFolder.find(world.store.root, result.campaign.campaign_id)
+    path = folder.path / "plan.json"
+    content = path.read_bytes()
+    numbers = list(re.finditer(rb"(?<=: )[0-9]+", content))
+    assert len(numbers) > 20
+    for number in numbers:
+        path.write_bytes(content[: number.start()] + b"3" + content[number.start() :])
+        with pytest.raises(
+            CampaignError,
+            match=r"not a campaign plan \((altered: its body_digest is|not JSON).*start a new campaign$",
+        ):
+            folder.plan()
+    path.write_bytes(content)
+    assert folder.plan().campaign_id == result.campaign.campaign_id
+
+
 def test_a_later_attempt_at_a_block_comes_after_the_blocks_that_were_run_before_it(world):
     result = world.lab().start(options(blocks=3))
     folder = CampaignFolder.find(world.store.root, result.campaign.campaign_id)
@@ -73,3 +97,16 @@ def test_a_later_attempt_at_a_block_comes_after_the_blocks_that_were_run_before_
     folder.journal.append(first.model_copy(update={"attempt": 2}))
     assert [block for _, block in folder.finished()] == [2, 3, 1]
     assert folder.finished()["fused_moe", 1].attempt == 2
+
+
+@pytest.mark.parametrize(
+    "plan", sorted(EVIDENCE.glob("*/campaigns/*/plan.json")), ids=lambda p: p.parent.name
+)
+def test_committed_campaigns_from_before_there_were_seals_are_read(plan):
+    folder = CampaignFolder(plan.parent)
+    store = Store(plan.parents[2])
+    assert b"body_digest" not in plan.read_bytes() + folder.journal.path.read_bytes()
+    assert folder.plan().campaign_id == plan.parent.name
+    assert folder.finished()
+    campaign = store.read_campaign(plan.parent.name)
+    assert [store.read_decision(decision).verdict for decision in campaign.decisions]

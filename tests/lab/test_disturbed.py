@@ -133,6 +133,8 @@ def test_a_disturbed_block_is_run_again_and_both_attempts_stay_on_record(world):
     assert [block.valid for block in decision.blocks] == [True] * 3
     assert result.campaign.discarded_blocks == (f"fused_moe block 2: {event.reason}",)
     (lost,) = CampaignFolder.find(world.store.root, result.campaign.campaign_id).lost()
+    assert lost.failure_family == lost.failure.family == "disturbed"
+    assert lost.failure.foreign_load_ratio == pytest.approx(0.6)
     assert {arm: len(ids) for arm, ids in lost.receipts.items()} == {"A": 1, "B": 1}
     for ids in lost.receipts.values():
         assert world.store.read_receipt(ids[0]).host.foreign_load_ratio == pytest.approx(0.6)

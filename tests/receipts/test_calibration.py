@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lanewise.errors import ReceiptError
+from lanewise.receipts.seal import sealed
 from lanewise.receipts.store import Store
 from lanewise.receipts.validate import record_file_faults, store_faults
 from tests.receipts.calibrations import make_calibration
@@ -40,7 +41,7 @@ def test_a_newer_major_is_refused_and_a_newer_minor_kept(tmp_path: Path) -> None
     store = Store(tmp_path)
     path = Path(store.write_calibration(make_calibration()))
     document = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**document, "schema_version": "1.9.0", "novelty": 1}))
+    path.write_text(json.dumps(sealed({**document, "schema_version": "1.9.0", "novelty": 1})))
     assert store.read_calibration(str(path)).model_dump()["novelty"] == 1
     path.write_text(json.dumps({**document, "schema_version": "2.0.0"}))
     with pytest.raises(ReceiptError, match="pip install --upgrade lanewise"):

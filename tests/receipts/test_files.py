@@ -103,3 +103,56 @@ def test_an_unknown_protocol_is_explained() -> None:
 )
 def test_roots_are_normalised(root: str | Path, normal: str) -> None:
     assert files.normal_root(root) == normal
+
+
+def abandoned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a writer that is killed between its write and its rename leaves."""
+    left: list[Path] = []
+
+    def killed(temporary: Path, _target: Path) -> None:
+        left.append(temporary)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.write_bytes(f"{folder}/c.json", b"{}")
+    left[0].write_bytes(b"half")
+    return left[0]
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "gone"), [(86_401.0, True), (86_399.0, False), (0.0, False), (-1e9, False)]
+)
+def test_only_what_a_writer_has_left_alone_for_a_day_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_seconds: float, gone: bool
+) -> None:
+    left = abandoned(tmp_path / "receipts" / "lane", monkeypatch)
+    os.utime(left, (1e9, 1e9))
+    assert files.remove_abandoned(str(tmp_path), now_seconds=1e9 + age_seconds) == int(gone)
+    assert left.exists() is not gone
+
+
+def test_nothing_else_is_removed_however_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ["c.json", "notes.tmp", ".hidden", f".cache/.x.{'0' * 16}.tmp", f".x.{'0' * 15}.tmp"]
+    for name in kept:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / ".cache", target_is_directory=True)
+    left = abandoned(tmp_path, monkeypatch)
+    assert files.remove_abandoned(str(tmp_path), now_seconds=1e11) == 1
+    assert not left.exists()
+    assert everything(tmp_path).keys() >= set(kept)
+    assert files.remove_abandoned("memory://store", now_seconds=1e11) == 0
+    assert files.remove_abandoned(f"{tmp_path}/nowhere", now_seconds=1e11) == 0
+
+
+def test_what_cannot_be_removed_stays_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = abandoned(tmp_path, monkeypatch)
+    monkeypatch.setattr(Path, "unlink", failing(errno.EACCES))
+    assert files.remove_abandoned(str(tmp_path), now_seconds=1e11) == 0
+    assert left.exists()

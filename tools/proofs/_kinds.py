@@ -22,6 +22,7 @@ from lanewise.dash.rows import columns, rows
 from lanewise.dash.summary import header_lines, verdict_sentence
 from lanewise.errors import LaneError
 from lanewise.lab.campaign import CampaignFolder
+from lanewise.lab.journal import journal_line
 from lanewise.lab.ledger_file import read_ledger
 from lanewise.lane.built import require_built
 from lanewise.lane.config import parse_config
@@ -338,9 +339,7 @@ def _check_journal(content: bytes, folder: Path) -> bool:
     (folder / "journal.jsonl").write_bytes(b"")
     for entry in entries:
         with (folder / "journal.jsonl").open("ab") as file:
-            file.write(
-                json.dumps(entry.model_dump(mode="json"), ensure_ascii=False).encode() + b"\n"
-            )
+            file.write(journal_line(entry))
     _same(entries, journal.read())
     return True
 

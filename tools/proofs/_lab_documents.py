@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lanewise.lab.journal import BlockLost, Stopped
+from lanewise.lab.journal import BlockLost, Stopped, journal_line
 from lanewise.lab.ledger_file import read_ledger
 from lanewise.lab.plan import PLAN_SCHEMA_VERSION, CampaignPlan
 from lanewise.lane.config import parse_config
@@ -59,9 +59,11 @@ def journals_of_versions() -> list[bytes]:
         {**sample(BlockLost), "event": "discarded", "failure_family": "timeout"},
         {**sample(Stopped), "event": "stopped"},
     ]
+    # A sealed line is refused wherever it is spoiled; the ones without a seal let a spoiled shape come further.
     return [
         old,
         old.splitlines(keepends=True)[0] + b"".join(json_text(line) + b"\n" for line in lines),
+        b"".join(journal_line(entry) for entry in (BlockLost(**lines[0]), Stopped(**lines[1]))),
     ]
 
 

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lanewise.cli import receipt_archive
+from lanewise.cli import receipt_archive, receipt_list
 from lanewise.cli.output import JsonFlag, StoreOption, print_json, print_table, store_root
 from lanewise.errors import UsageError
-from lanewise.receipts.failures import FailureFamily
 
 if TYPE_CHECKING:
     from lanewise.measure.loss_curve import LossComparison
-    from lanewise.receipts.index import IndexRow, Listing
     from lanewise.receipts.schema import RunReceipt
     from lanewise.receipts.store import Store
 
 EXIT_INVALID = 3
-DEFAULT_LIMIT = 50
 MAX_VALUE_WIDTH = 72
 
 Reference = Annotated[
     str, typer.Argument(help="Receipt id, a unique beginning of one, or a path.", metavar="RECEIPT")
 ]
-
-
-class Validity(enum.StrEnum):
-    """Whether a receipt may count as evidence."""
-
-    VALID = "valid"
-    INVALID = "invalid"
 
 
 def register(app: typer.Typer) -> None:
@@ -42,53 +31,10 @@ def register(app: typer.Typer) -> None:
         help="Records of runs: list, show, validate, diff, pack, unpack.",
         no_args_is_help=True,
     )
-    group.command("list")(list_receipts)
+    group.command("list")(receipt_list.list_receipts)
     for command in (show, validate, diff, reindex, receipt_archive.pack, receipt_archive.unpack):
         group.command(command.__name__)(command)
     app.add_typer(group)
-
-
-def list_receipts(
-    lane: Annotated[
-        str | None, typer.Option(help="Lane name, or the beginning of its digest (sha256:…).")
-    ] = None,
-    campaign: Annotated[str | None, typer.Option(help="Campaign id.")] = None,
-    feature: Annotated[str | None, typer.Option(help="Feature under test.")] = None,
-    validity: Annotated[Validity | None, typer.Option(help="Only these.")] = None,
-    failure: Annotated[
-        FailureFamily | None, typer.Option(help="Only runs that failed in this way.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0 for all.")] = (
-        DEFAULT_LIMIT
-    ),
-    store: StoreOption = None,
-    json: JsonFlag = False,
-) -> None:
-    """List receipts, newest first. Unreadable ones are named on stderr."""
-    from lanewise.receipts.index import Index
-
-    place = _store(store)
-    listing = Index(place).query(
-        lane=lane,
-        campaign=campaign,
-        feature=feature,
-        validity=None if validity is None else validity.value,
-        failure=None if failure is None else failure.value,
-        limit=limit or None,
-    )
-    if json:
-        print_json(_listing_document(listing))
-        return
-    if listing.rows:
-        print_table(_LIST_HEADERS, [_list_row(row) for row in listing.rows])
-    else:
-        filtered = any((lane, campaign, feature, validity, failure))
-        typer.echo(f"no receipts{' match' if filtered else ''} in {place.root}", err=True)
-    hidden = listing.num_matches - len(listing.rows)
-    if hidden:
-        typer.echo(f"{hidden} more; `--limit 0` shows all", err=True)
-    for error in listing.unreadable:
-        typer.echo(f"unreadable: {error}", err=True)
 
 
 def show(
@@ -151,7 +97,7 @@ def validate(
     store: StoreOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Check schema, identity, sidecars and closure of goodput. Exit 3 if anything is invalid."""
+    """Check schema, identity, seals, sidecars and closure of goodput. Exit 3 if anything is invalid."""
     num_checked = 0
     invalid: list[tuple[str, list[str]]] = []
     for location, faults in _all_faults(references or [], _store(store)):
@@ -227,12 +173,18 @@ def diff(
 
 
 def reindex(store: StoreOption = None, json: JsonFlag = False) -> None:
-    """Rebuild the index from the files. Nothing is ever lost by it."""
+    """Rebuild the index from the files. Nothing is ever lost by it.
+
+    Temporary files that killed writers left are removed when they are older than a day.
+    """
+    import time
     from dataclasses import asdict
 
+    from lanewise.receipts.files import remove_abandoned
     from lanewise.receipts.index import Index
 
     place = _store(store)
+    num_abandoned = remove_abandoned(place.root, now_seconds=time.time())
     index = Index(place)
     done = index.reindex()
     unreadable = [
@@ -240,33 +192,18 @@ def reindex(store: StoreOption = None, json: JsonFlag = False) -> None:
         *index.query(kind="decision", limit=0).unreadable,
     ]
     if json:
-        print_json({**asdict(done), "unreadable": unreadable})
+        print_json({**asdict(done), "num_abandoned": num_abandoned, "unreadable": unreadable})
         return
     where = done.path or "memory: the store cannot be written"
     typer.echo(
         f"receipts {done.num_receipts}, decisions {done.num_decisions}, "
         f"unreadable {done.num_unreadable}: indexed in {where}"
     )
+    if num_abandoned:
+        left = "file" if num_abandoned == 1 else "files"
+        typer.echo(f"removed {num_abandoned} temporary {left} that killed writers left")
     for error in unreadable:
         typer.echo(f"unreadable: {error}", err=True)
-
-
-_LIST_HEADERS = (
-    "receipt",
-    "created",
-    "lane",
-    "campaign",
-    "feature",
-    "arm",
-    "block",
-    "step",
-    "tokens/s",
-    "peak",
-    "goodput",
-    "status",
-    "validity",
-    "failure",
-)
 
 
 def _store(option: str | None) -> Store:
@@ -338,51 +275,21 @@ def _losses_in_words(losses: LossComparison) -> str:
     )
 
 
-def _list_row(row: IndexRow) -> tuple[str, ...]:
-    from lanewise.receipts.document import short
-    from lanewise.receipts.summary import format_bytes, format_count, format_percent, format_seconds
-
-    fields = row.fields
-    return (
-        short(fields.id or ""),
-        (fields.created_at or "")[:19].replace("T", " "),
-        fields.lane_name or "–",
-        fields.campaign_id or "–",
-        fields.ablation_id or "–",
-        fields.arm or "–",
-        "–" if fields.block is None else str(fields.block),
-        format_seconds(fields.median_step_seconds),
-        format_count(fields.tokens_per_second),
-        format_bytes(fields.peak_bytes),
-        format_percent(fields.goodput_ratio),
-        fields.status or "–",
-        fields.validity or "–",
-        fields.failure_family or "–",
-    )
-
-
-def _listing_document(listing: Listing) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "receipts": [{**asdict(row.fields), "location": row.location} for row in listing.rows],
-        "num_matches": listing.num_matches,
-        "unreadable": list(listing.unreadable),
-    }
-
-
 def _all_faults(references: list[str], store: Store) -> Iterator[tuple[str, list[str]]]:
     from pathlib import Path
 
     from lanewise.errors import ReceiptError
+    from lanewise.lab.campaign import working_file_faults
     from lanewise.receipts.store import Store as StoreClass
     from lanewise.receipts.validate import record_file_faults, store_faults
 
     if not references:
         yield from store_faults(store)
+        yield from working_file_faults(store.root)
     for reference in references:
         if Path(reference).is_dir():
             yield from store_faults(StoreClass(reference))
+            yield from working_file_faults(reference)
             continue
         try:
             location = store.locate_receipt(reference)

@@ -88,7 +88,9 @@ def decision_view(decision: Decision, row: Row, evidence: Evidence) -> DecisionV
         row=row,
         title=decision.title,
         decision_id=decision.decision_id,
-        reason=decision.incomplete_reason or decision.reason,
+        reason=fmt.with_family(
+            decision.incomplete_reason or decision.reason, decision.failure_family
+        ),
         facts=_facts(decision),
         requested=tuple(
             (f"{arm} ({record.state})", op, " → ".join(backends) or "the op's own order")
@@ -208,10 +210,11 @@ def log_percent(log_value: float | None) -> str:
 
 def _block_view(block: BlockRecord) -> BlockView:
     contrast = block.contrast_log
+    why = fmt.with_family("; ".join(block.reasons) or "no reason", block.failure_family)
     return BlockView(
         number=block.block,
         design=block.design,
-        outcome=VALID if block.valid else f"INVALID: {'; '.join(block.reasons) or 'no reason'}",
+        outcome=VALID if block.valid else f"INVALID: {why}",
         contrast=fmt.MISSING if contrast is None else fmt.signed_percent(math.expm1(contrast), 2),
         control=fmt.seconds(block.control_seconds),
         treated=fmt.seconds(block.treated_seconds),

@@ -199,3 +199,8 @@ def _three_digits(value: float) -> str:
     size = abs(value)
     digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
     return f"{value:.{digits}f}"
+
+
+def with_family(text: str, family: str | None) -> str:
+    """A reason with the kind of failure behind it, the word that `receipt list --failure` takes."""
+    return text if family is None else f"{text} [{family}]"

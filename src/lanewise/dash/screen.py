@@ -28,7 +28,7 @@ def screen_lines(
 ) -> tuple[str, ...]:
     """What stands below the table: reasons, limits, where the receipts are."""
     reasons = [
-        f"{decision.feature}: {decision.reason}"
+        f"{decision.feature}: {fmt.with_family(decision.reason, decision.failure_family)}"
         for decision in decisions
         if decision.estimate is None
     ]

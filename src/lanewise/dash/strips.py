@@ -179,5 +179,6 @@ def _describe(decision: Decision, block: BlockRecord) -> str:
         for arm, value in (("A", block.control_seconds), ("B", block.treated_seconds))
         if value is not None
     )
-    counted = "counts" if block.valid else f"invalid: {'; '.join(block.reasons)}"
+    why = fmt.with_family("; ".join(block.reasons), block.failure_family)
+    counted = "counts" if block.valid else f"invalid: {why}"
     return f"{arms}; warm-up {fmt.plural(block.warmup_steps, 'step')} shaded; {counted}"

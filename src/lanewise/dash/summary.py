@@ -241,7 +241,11 @@ def gaps(campaign: CampaignRecord, decisions: Sequence[Decision]) -> tuple[str, 
 
 
 def _screen_gaps(campaign: CampaignRecord, decisions: Sequence[Decision]) -> tuple[str, ...]:
-    lines = [f"{d.feature}: {d.incomplete_reason}" for d in decisions if d.status == "INCOMPLETE"]
+    lines = [
+        f"{d.feature}: {fmt.with_family(d.incomplete_reason or 'no reason', d.failure_family)}"
+        for d in decisions
+        if d.status == "INCOMPLETE"
+    ]
     if campaign.status != "COMPLETE" and not lines:
         lines.append(f"the screen is {campaign.status}")
     return tuple(lines)
@@ -260,6 +264,7 @@ def _feature_gaps(feature: str, planned_blocks: int, decision: Decision | None) 
         if not block.receipts.get(arm)
     ]
     reason = decision.incomplete_reason or f"{valid} of {fmt.plural(planned_blocks, 'block')}"
+    reason = fmt.with_family(reason, decision.failure_family)
     return [f"{feature}: {reason}" + (f" ({', '.join(missing)} missing)" if missing else "")]
 
 

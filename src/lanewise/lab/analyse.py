@@ -10,6 +10,7 @@ from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.decide import PRODUCER, Context, decide
 from lanewise.lab.evidence import BlockEvidence, read_blocks
 from lanewise.lab.interactions import interaction_table
+from lanewise.lab.journal import BlockLost
 from lanewise.lab.judge import judge
 from lanewise.lab.keys import split_key
 from lanewise.lab.multiplicity import adjusted
@@ -53,16 +54,32 @@ def analyse_campaign(
     plan = folder.plan()
     finished = folder.finished()
     evidence = read_blocks(store, tuple(finished.values()), locations)
-    decisions = decide_all(plan, evidence, now=now)
+    lost = folder.lost()
+    decisions = _with_cause(decide_all(plan, evidence, now=now), plan, lost)
     record = campaign_record(
         plan,
         status="INCOMPLETE" if any(d.status == "INCOMPLETE" for d in decisions) else "COMPLETE",
         finished_at=now,
         decisions=decisions,
-        discarded=tuple(f"{e.feature} block {e.block}: {e.reason}" for e in folder.lost()),
+        discarded=tuple(f"{e.feature} block {e.block}: {e.reason}" for e in lost),
         evidence=evidence,
     )
     return record, decisions
+
+
+def _with_cause(
+    decisions: Sequence[Decision], plan: CampaignPlan, lost: Sequence[BlockLost]
+) -> tuple[Decision, ...]:
+    """Decisions of features that lack blocks, with the kind of failure that the last lost block was lost to."""
+    causes = {f"{plan.campaign_id}-{entry.feature}": entry.failure_family for entry in lost}
+    return tuple(
+        decision.model_copy(update={"failure_family": causes[decision.decision_id]})
+        if decision.status == "INCOMPLETE"
+        and decision.failure_family is None
+        and decision.decision_id in causes
+        else decision
+        for decision in decisions
+    )
 
 
 def decide_all(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,8 @@ from lanewise.receipts import files
 from lanewise.receipts.decision import CampaignRecord, LookRecord
 from lanewise.receipts.document import first_fault, parse_json, parse_record
 from lanewise.receipts.migrate import UPGRADE_COMMAND, History, is_newer_minor
+from lanewise.receipts.seal import opened, sealed
+from lanewise.receipts.store import json_bytes
 
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
@@ -53,7 +55,8 @@ class CampaignFolder:
         # A folder without a plan is left of a process that was killed right here: nothing was measured, so it is taken.
         if (folder.path / PLAN).exists():
             raise StoreError(f"{folder.path}: there is such a campaign already; start another one")
-        files.write_bytes(str(folder.path / PLAN), plan.model_dump_json(indent=2).encode())
+        document = sealed(plan.model_dump(mode="json"))
+        files.write_bytes(str(folder.path / PLAN), json_bytes(document))
         return folder
 
     @classmethod
@@ -88,7 +91,7 @@ class CampaignFolder:
                     f"{path}: written by plan schema {document['schema_version']}, and this lanewise reads up to "
                     f"{PLAN_SCHEMA_VERSION}; run `{UPGRADE_COMMAND}`"
                 )
-            return CampaignPlan.model_validate_json(content)
+            return CampaignPlan.model_validate_json(json_bytes(opened(document)))
         except (OSError, ValidationError, ReceiptError) as error:
             why = first_fault(error) if isinstance(error, ValidationError) else str(error)
             raise CampaignError(
@@ -167,10 +170,11 @@ class CampaignFolder:
 
 def stored_plans(store_root: str) -> list[CampaignPlan]:
     """Plans of every campaign in a store, newest first; a folder whose plan cannot be read is passed over."""
-    return _plans_and_damaged(store_root)[0]
+    return plans_and_damaged(store_root)[0]
 
 
-def _plans_and_damaged(store_root: str) -> tuple[list[CampaignPlan], list[CampaignError]]:
+def plans_and_damaged(store_root: str) -> tuple[list[CampaignPlan], list[CampaignError]]:
+    """Plans of every campaign in a store, newest first, and why others cannot be read; each names its file."""
     plans, damaged = [], []
     for path in sorted((Path(store_root) / "campaigns").glob(f"*/{PLAN}")):
         try:
@@ -178,6 +182,28 @@ def _plans_and_damaged(store_root: str) -> tuple[list[CampaignPlan], list[Campai
         except CampaignError as error:
             damaged.append(error)
     return sorted(plans, key=lambda plan: plan.created_at, reverse=True), damaged
+
+
+def working_file_faults(store_root: str) -> Iterator[tuple[str, list[str]]]:
+    """Check the plan and the journal of every campaign of a store, which `receipts.validate` cannot read.
+
+    Yields:
+        Location and faults of each file, sound ones included.
+    """
+    for plan in sorted((Path(store_root) / "campaigns").glob(f"*/{PLAN}")):
+        folder = CampaignFolder(plan.parent)
+        yield str(plan), _faults(folder.plan, str(plan))
+        if folder.journal.path.is_file():
+            where = str(folder.journal.path)
+            yield where, _faults(folder.journal.read, where)
+
+
+def _faults(read: Callable[[], object], where: str) -> list[str]:
+    try:
+        read()
+    except CampaignError as error:
+        return [str(error).removeprefix(where).removeprefix(": ").removeprefix(":")]
+    return []
 
 
 def newest_unfinished(
@@ -189,7 +215,7 @@ def newest_unfinished(
         UsageError: there is none.
         CampaignError: a plan is damaged, which may be the one that is meant, or the journal of the newest one is.
     """
-    plans, damaged = _plans_and_damaged(store_root)
+    plans, damaged = plans_and_damaged(store_root)
     if damaged:
         raise CampaignError(f"{damaged[0]}; to go on with another one, name it after --resume")
     for plan in plans:

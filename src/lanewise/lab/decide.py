@@ -18,6 +18,7 @@ from lanewise.measure.looks import Look
 from lanewise.measure.quality import quality
 from lanewise.measure.stats import estimate_from_contrasts
 from lanewise.receipts.decision import ArmRecord, Decision, Estimate, LookRecord, Verdict
+from lanewise.receipts.failures import FailureFamily
 from lanewise.receipts.schema import LaneIdentity, Machine, Producer
 
 PRODUCER = Producer(name="lanewise", version=__version__)
@@ -37,6 +38,7 @@ class Context:
 class _Finding:
     verdict: Verdict
     reason: str
+    failure_family: FailureFamily | None = None
 
 
 def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decision:
@@ -102,6 +104,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         observed_ok=not any(fault.about_backend for block in blocks for fault in block.faults),
         verdict=finding.verdict,
         reason=finding.reason,
+        failure_family=finding.failure_family,
         stance=planned.skipped_reason
         or ("undecided until --resume" if incomplete else None)
         or advice(
@@ -185,7 +188,11 @@ def _finding(
         if fault.structural
     ]
     if structural:
-        return _Finding(verdict=Verdict.INVALID, reason="; ".join(structural))
+        return _Finding(
+            verdict=Verdict.INVALID,
+            reason="; ".join(structural),
+            failure_family=judge.refused_family(blocks),
+        )
     if course.incomplete is not None:
         return _Finding(verdict=Verdict.INCONCLUSIVE, reason=f"INCOMPLETE: {course.incomplete}")
     if course.look is None:
@@ -197,9 +204,14 @@ def _finding(
         return _Finding(
             verdict=Verdict.INVALID,
             reason=f"fewer than {protocol.MIN_BLOCKS} blocks count: {'; '.join(noisy)}",
+            failure_family=judge.refused_family(blocks),
         )
     if (disagreement := judge.machines_disagree(blocks)) is not None:
-        return _Finding(verdict=Verdict.INVALID, reason=disagreement)
+        return _Finding(
+            verdict=Verdict.INVALID,
+            reason=disagreement,
+            failure_family=FailureFamily.COMPARABILITY,
+        )
     if arms.subject == NO_FEATURE:
         return _Finding(verdict=Verdict.NOISE, reason=_noise(course.look.estimate))
     early = len(blocks) < planned.blocks

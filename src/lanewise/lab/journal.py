@@ -2,24 +2,38 @@
 
 A line counts when it is complete. A process killed in the middle of a write leaves half a line, which is dropped when
 the journal is next opened, and the block it belonged to is run again.
+
+Beside its entry a line holds the version of its schema and a seal (`receipts.seal`); lines before 1.1 have neither. Versions
+mean what they mean for receipts: fields of a newer minor are kept and not understood, a newer major is refused. A line, and
+not the file, has a version because a campaign may be resumed by another version of this program.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
-from lanewise.errors import CampaignError, StoreError
+from lanewise.errors import CampaignError, ReceiptError, StoreError, one_line
 from lanewise.lab.protocol import BlockDesign
 from lanewise.receipts import files
 from lanewise.receipts.decision import LookRecord
-from lanewise.receipts.document import first_fault
+from lanewise.receipts.document import first_fault, lenient, parse_json
 from lanewise.receipts.failures import Failure, FailureFamily
+from lanewise.receipts.migrate import UPGRADE_COMMAND, History, is_newer_minor, upcast
 from lanewise.receipts.schema import Digest, Record
+from lanewise.receipts.seal import SEAL, opened, sealed
+
+JOURNAL_SCHEMA_VERSION = "1.1.0"
+"""1.1: version and seal of every line, failure family and facts of lost blocks, early stops."""
+
+_JOURNALS = History(current=JOURNAL_SCHEMA_VERSION)
+_FIRST_VERSION = "1.0.0"
+"""Of lines that name none."""
 
 
 class BlockDone(Record):
@@ -89,7 +103,20 @@ class Stopped(Record):
 
 Entry = BlockDone | BlockLost | Stopped
 
-_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="event")])
+_ENVELOPE = ("schema_version", SEAL)
+"""What a line holds beside its entry."""
+
+_EVENTS: dict[str, type[BlockDone] | type[BlockLost] | type[Stopped]] = {
+    "block": BlockDone,
+    "discarded": BlockLost,
+    "stopped": Stopped,
+}
+
+
+def journal_line(entry: Entry) -> bytes:
+    """An entry as it is written, with version, seal and line end."""
+    document = sealed({"schema_version": JOURNAL_SCHEMA_VERSION, **entry.model_dump(mode="json")})
+    return json.dumps(document, ensure_ascii=False).encode() + b"\n"
 
 
 class Journal:
@@ -103,7 +130,7 @@ class Journal:
         """All complete entries, in order.
 
         Raises:
-            CampaignError: a complete line does not hold an entry.
+            CampaignError: a complete line holds no entry, is not what was sealed, or is of a newer major version.
         """
         return tuple(
             self._parse(line, number)
@@ -116,7 +143,7 @@ class Journal:
         Raises:
             StoreError: the disk refuses it; the journal is as it was before.
         """
-        line = json.dumps(entry.model_dump(mode="json"), ensure_ascii=False).encode() + b"\n"
+        line = journal_line(entry)
         whole = len(self._complete_lines())
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -145,10 +172,51 @@ class Journal:
         return content[: content.rfind(b"\n") + 1]
 
     def _parse(self, line: bytes, number: int) -> Entry:
+        where = f"{self.path}:{number}"
         try:
-            return _ENTRY.validate_json(line)
-        except ValidationError as error:
+            return _entry(line, where)
+        except ReceiptError as error:
+            why = str(error).removeprefix(f"{where}: ")
             raise CampaignError(
-                f"{self.path}:{number}: not a journal entry ({first_fault(error)}); the file was altered, so this "
-                "campaign cannot be trusted: start a new one"
+                f"{where}: not a journal entry ({why}); the file was altered, so this campaign cannot be trusted: "
+                "restore it from a copy, or start a new one"
             ) from error
+
+
+def _entry(line: bytes, where: str) -> Entry:
+    """The entry of a complete line.
+
+    Raises:
+        ReceiptError: the line is damaged.
+        CampaignError: a newer program wrote it, and this one does not understand it.
+    """
+    document = parse_json(line, where)
+    version = {"schema_version": document.get("schema_version", _FIRST_VERSION)}
+    newer = is_newer_minor(version, _JOURNALS)
+    try:
+        upcast(version, _JOURNALS)
+    except ReceiptError as error:
+        raise CampaignError(f"{where}: {error}") from error
+    opened(document)
+    try:
+        return _understood(document, newer=newer)
+    except ReceiptError as error:
+        if not newer:
+            raise
+        raise CampaignError(
+            f"{where}: written by journal schema {version['schema_version']}, which this lanewise "
+            f"({JOURNAL_SCHEMA_VERSION}) does not understand: {error}; run `{UPGRADE_COMMAND}`"
+        ) from error
+
+
+def _understood(document: Mapping[str, Any], *, newer: bool) -> Entry:
+    event = document.get("event")
+    model = _EVENTS.get(event) if isinstance(event, str) else None
+    if model is None:
+        raise ReceiptError(f"event is {one_line(repr(event))}, not one of {', '.join(_EVENTS)}")
+    body = {name: value for name, value in document.items() if name not in _ENVELOPE}
+    reader = lenient(model) if newer else model
+    try:
+        return reader.model_validate_json(json.dumps(body))
+    except ValidationError as error:
+        raise ReceiptError(first_fault(error)) from error

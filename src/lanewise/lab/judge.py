@@ -16,6 +16,7 @@ from lanewise.lane.features import BY_KEY
 from lanewise.measure.loss_curve import LossComparison, LossPair
 from lanewise.measure.quality import SeedRuns
 from lanewise.receipts.decision import BlockRecord, CompileRuns, MetricDelta
+from lanewise.receipts.failures import FailureFamily
 from lanewise.receipts.profile import BackendVersions
 from lanewise.receipts.schema import RunReceipt
 
@@ -68,6 +69,8 @@ class JudgedBlock:
             treated_seconds=self.evidence.median_seconds("B") if readable else None,
             receipts=entry.receipts,
             gates=tuple(gate.check() for gate in self.gates),
+            failure_family=self.faults[0].family if self.faults else None,
+            failure=self.faults[0].failure if self.faults else None,
         )
 
 
@@ -109,6 +112,13 @@ def machines_disagree(blocks: Sequence[JudgedBlock]) -> str | None:
         )
         or None
     )
+
+
+def refused_family(blocks: Sequence[JudgedBlock]) -> FailureFamily | None:
+    """Kind of the first fault of the blocks that makes a feature INVALID, else of the first that costs a block."""
+    faults = [fault for block in blocks for fault in block.faults]
+    faults.sort(key=lambda fault: not fault.structural)
+    return faults[0].family if faults else None
 
 
 def _machine(block: JudgedBlock) -> str:

@@ -188,15 +188,17 @@ class Runner:
     def _undisturbed(self, entry: BlockDone) -> BlockDone | BlockLost:
         """The block, or its first attempt thrown away: others used the machine, and it can be run again."""
         (evidence,) = read_blocks(self.store, [entry])
-        reason = disturbance(evidence)
-        if reason is None or entry.attempt >= MAX_ATTEMPTS:
+        fault = disturbance(evidence)
+        if fault is None or entry.attempt >= MAX_ATTEMPTS:
             return entry
         return BlockLost(
             feature=entry.feature,
             block=entry.block,
             attempt=entry.attempt,
-            reason=reason,
+            reason=fault.text,
             wall_seconds=entry.wall_seconds,
+            failure_family=fault.family,
+            failure=fault.failure,
             receipts=entry.receipts,
         )
 

@@ -25,6 +25,7 @@ from lanewise.measure.stats import (
     paired_t_p,
 )
 from lanewise.receipts.decision import Decision, Estimate, MetricDelta, Verdict
+from lanewise.receipts.failures import FailureFamily
 
 METHODS: Final = {"toggle": "toggle-quads-t", "plackett-burman": "plackett-burman-mirrored-rows"}
 METHOD_VERSION: Final = "1"
@@ -44,6 +45,8 @@ class _Outcome:
     verdict: Verdict
     """Of the failure; replaced where there is an estimate."""
     incomplete: str | None = None
+    family: FailureFamily | None = None
+    """Kind of the failure, where it is not that of a block's fault."""
 
 
 def screen_decisions(
@@ -104,7 +107,12 @@ def _toggled(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> _Ou
         reason = _faults(blocks, structural=False) or (
             f"{len(quads)} quads are left after {blocks[0].evidence.entry.warmup_steps} warm-up steps; give a larger --budget"
         )
-        return _Outcome(estimate=None, failure=reason, verdict=Verdict.INVALID)
+        return _Outcome(
+            estimate=None,
+            failure=reason,
+            verdict=Verdict.INVALID,
+            family=judge.refused_family(blocks) or FailureFamily.UNSTEADY,
+        )
     estimate = estimate_from_contrasts(quads, confidence=protocol.CONFIDENCE)
     return _Outcome(
         estimate=estimate.model_copy(update={"p_value": paired_t_p(quads), "unit": "quad"}),
@@ -118,10 +126,15 @@ def _rows(context: Context, num_factors: int, blocks: Sequence[JudgedBlock]) -> 
     incomplete = None
     if len(blocks) < planned:
         incomplete = f"{len(blocks)} of {planned} runs of rows were made"
-    faults = _faults(blocks, structural=True) or _disagreement(blocks)
+    refused = _faults(blocks, structural=True)
+    faults = refused or _disagreement(blocks)
     if faults is not None:
         failed = _Outcome(
-            estimate=None, failure=faults, verdict=Verdict.INVALID, incomplete=incomplete
+            estimate=None,
+            failure=faults,
+            verdict=Verdict.INVALID,
+            incomplete=incomplete,
+            family=None if refused else FailureFamily.COMPARABILITY,
         )
         return [failed] * num_factors
     counted = [
@@ -258,6 +271,9 @@ def _decision(
         observed_ok=not any(fault.about_backend for block in blocks for fault in block.faults),
         verdict=verdict,
         reason=reason,
+        failure_family=outcome.family or judge.refused_family(blocks)
+        if verdict is Verdict.INVALID
+        else None,
         stance=_advice(verdict),
         margin=context.plan.margin,
         tax_budget_ratio=arms.tax_budget_ratio,

@@ -30,6 +30,7 @@ from lanewise.receipts.archive import ROOT_FILES, read_archive, write_archive
 from lanewise.receipts.document import parse_json, parse_receipt
 from lanewise.receipts.index import Index
 from lanewise.receipts.manifest import ArchiveManifest
+from lanewise.receipts.seal import SEAL
 from lanewise.receipts.store import STEPS_SUFFIX, Store, sha256_of
 
 STAGING = ".unpacking-"
@@ -274,7 +275,8 @@ def _drawn_alike(ours: bytes, theirs: bytes) -> bool:
     except LanewiseError:
         return False
     return all(
-        mine.get(key) == other.get(key) for key in (mine.keys() | other.keys()) - {*_WRITTEN_AT}
+        mine.get(key) == other.get(key)
+        for key in (mine.keys() | other.keys()) - {*_WRITTEN_AT, SEAL}
     )
 
 
@@ -286,6 +288,7 @@ def _growth(ours: bytes, theirs: bytes) -> Fate | None:
         return None
     for document in (mine, other):
         document.pop("producer", None)
+        document.pop(SEAL, None)
     if _says_all(other, mine):
         return "same" if _says_all(mine, other) else "newer"
     return "older" if _says_all(mine, other) else None

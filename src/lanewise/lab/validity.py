@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from lanewise.lab.arms import Arms
@@ -60,9 +61,14 @@ def faults_of(gates: tuple[Gate, ...]) -> tuple[Fault, ...]:
     return found or tuple(fault for gate in gates for fault in gate.faults)
 
 
-def disturbance(block: BlockEvidence) -> str | None:
-    """Why a block that has just run should be run again, judged by what else used the machine alone; None if by nothing."""
+def disturbance(block: BlockEvidence) -> Fault | None:
+    """Why a block that has just run should be run again, judged by what else used the machine alone; None if by nothing.
+
+    Faults of both kinds of others become one, with the words of each.
+    """
     if block.unreadable:
         return None
     faults = machine.host_quiet(block).faults
-    return "; ".join(fault.text for fault in faults) or None
+    if not faults:
+        return None
+    return replace(faults[0], text="; ".join(fault.text for fault in faults))

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.interaction import InteractionTable
 from lanewise.receipts.profile import BackendVersions
 from lanewise.receipts.record import LogEffect
@@ -147,6 +148,10 @@ class BlockRecord(Record):
     """Arm → receipt ids."""
     gates: tuple[Check, ...] = ()
     """Every validity gate with what it received and its rule; empty in documents before 1.2."""
+    failure_family: FailureFamily | None = None
+    """Kind of the first reason; null in a block that counts, and in documents before 1.2."""
+    failure: Failure | None = None
+    """The facts of that kind, where the gate has them."""
 
 
 class CompileRuns(Record):
@@ -253,6 +258,8 @@ class Decision(Record):
     observed_ok: bool
     verdict: Verdict
     reason: str
+    failure_family: FailureFamily | None = None
+    """Kind of the first reason of INVALID, or of what the last lost block of an INCOMPLETE feature was lost to; else null."""
     stance: str
     """Advice in words, e.g. `default on`, `9 more blocks would tell`, `stays opt-in (budget 1 %)`."""
     margin: Margin

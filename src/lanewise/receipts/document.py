@@ -17,6 +17,7 @@ from lanewise.errors import ReceiptError, one_line
 from lanewise.lane.digest import MAX_SAFE_INTEGER, digest
 from lanewise.receipts.migrate import STEPS, Document, History, is_newer_minor, upcast
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
+from lanewise.receipts.seal import SEAL, opened
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -87,12 +88,21 @@ def parse_receipt(content: bytes, where: str) -> RunReceipt:
 
 
 def parse_record(model: type[RecordT], content: bytes, where: str) -> RecordT:
-    """Parse, lift and check the shape of a decision or a campaign.
+    """Parse, lift, check the seal and the shape of a document that has a name of its own, such as a decision.
 
     Raises:
-        ReceiptError: it cannot be read or does not have the shape of its version.
+        ReceiptError: it cannot be read, is not what was sealed, or does not have the shape of its version.
     """
-    return build_record(model, parse_document(content, where), where)
+    document = parse_json(content, where)
+    lifted = _lift(document, where)
+    try:
+        opened(document)
+    except ReceiptError as error:
+        raise ReceiptError(
+            f"{where}: {error}; restore the file from a copy, or delete it and have it made again"
+        ) from error
+    lifted.pop(SEAL, None)
+    return build_record(model, lifted, where)
 
 
 def parse_steps(content: bytes, where: str) -> StepSeries:

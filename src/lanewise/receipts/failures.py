@@ -1,7 +1,8 @@
 """What can go wrong with a run, one name per kind, and one narrow record of facts for each.
 
-The name is set where the failure happens: by the run (`train`), or by the lab for a process that could not tell any
-more (`lab.children`). A check that fails names its kind through `CHECK_FAMILIES`, the first in order of that table.
+The name is set where the failure happens: by the run (`train`), by the lab for a process that could not tell any more
+(`lab.children`), or by the gate that refuses a block (`lab.gates`). A check of a receipt that fails names its kind through
+`CHECK_FAMILIES`, the first in order of that table.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class FailureFamily(enum.StrEnum):
     BACKEND = "backend"
     """Another backend ran than the one asked for, or the one asked for failed."""
     NUMERICS = "numerics"
-    """A loss or gradient is no longer finite."""
+    """A loss or gradient is no longer finite, or arms of equal mathematics have other losses."""
     DATA = "data"
     """Training data vanished, changed or ended in mid-run."""
     DISK = "disk"
@@ -41,6 +42,8 @@ class FailureFamily(enum.StrEnum):
     """The allocator had to retry, so step times hold its work."""
     THERMAL = "thermal"
     """The device slowed itself down for heat or a power brake."""
+    DISTURBED = "disturbed"
+    """Others used the processors of a block."""
     COMPARABILITY = "comparability"
     """Two arms are not the same lane, data, environment or machine."""
     UNSTEADY = "unsteady"
@@ -156,6 +159,16 @@ class ThermalFailure(Record):
     temperature_celsius: float | None
 
 
+class DisturbedFailure(Record):
+    """Facts of processors that others used; the largest of the block's visits."""
+
+    family: Literal[FailureFamily.DISTURBED] = FailureFamily.DISTURBED
+    foreign_load_ratio: Annotated[float, Field(ge=0.0)] | None
+    """Time that other programs took ÷ time that the threads of a run could have."""
+    steal_ratio: Annotated[float, Field(ge=0.0)] | None
+    """Time that the hypervisor took ÷ all time of the processors used."""
+
+
 class ComparabilityFailure(Record):
     """Facts of arms that may not meet."""
 
@@ -202,6 +215,7 @@ Failure = Annotated[
     | InterruptedFailure
     | AllocatorFailure
     | ThermalFailure
+    | DisturbedFailure
     | ComparabilityFailure
     | UnsteadyFailure
     | AccountingFailure

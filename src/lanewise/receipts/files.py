@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,13 @@ _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 
 SETTLED_NS = 2_000_000_000
 """Age from which a folder's modification time is trusted; clocks of network file systems are coarse."""
+
+
+ABANDONED_SECONDS = 86_400.0
+"""Age from which a temporary file is taken for what a killed writer left."""
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+"""Names that `write_bytes` gives its temporary files."""
 
 
 class FileStamp(NamedTuple):
@@ -169,6 +177,30 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
+
+
+def remove_abandoned(root: str, *, now_seconds: float) -> int:
+    """Delete temporary files that killed writers left below a root; returns how many are gone.
+
+    A writer needs its file for moments, so one that nobody has written to for `ABANDONED_SECONDS` has no writer; one from the
+    future of this clock is left alone. Hidden folders are not looked into, and what cannot be deleted stays. A URI has no
+    temporary files.
+
+    Args:
+        root: folder or URI.
+        now_seconds: wall-clock time, in seconds since 1970.
+    """
+    if is_remote(root):
+        return 0
+    removed = 0
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for path in (Path(folder, name) for name in names if _TEMPORARY.fullmatch(name)):
+            with contextlib.suppress(OSError):
+                if now_seconds - path.lstat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
+                    removed += 1
+    return removed
 
 
 def _replace(path: Path, content: bytes) -> None:

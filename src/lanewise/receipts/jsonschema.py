@@ -13,11 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lanewise.receipts.calibration import CalibrationRecord
 from lanewise.receipts.ceilings import CeilingRecord
 from lanewise.receipts.decision import CampaignRecord, Decision
 from lanewise.receipts.manifest import ArchiveManifest
+from lanewise.receipts.record import Digest
 from lanewise.receipts.schema import Record, RunReceipt, StepSeries
+from lanewise.receipts.seal import SEAL
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SCHEMAS: Mapping[str, type[Record]] = {
@@ -39,12 +43,21 @@ FROZEN: tuple[str, ...] = (
     "campaign-1.1.json",
 )
 """Schemas of released versions that no model generates any more; receipts of these versions are still read."""
+SEALED: frozenset[type[Record]] = frozenset(
+    {Decision, CampaignRecord, CalibrationRecord, CeilingRecord}
+)
+"""Records whose stored documents carry a seal beside the record's own fields (`receipts.seal`)."""
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "schemas"
 
 
 def json_schema(model: type[Record]) -> dict[str, Any]:
     """The JSON Schema of a record as it is stored; unknown fields are refused, as by its writer."""
-    return {"$schema": DIALECT, **model.model_json_schema(mode="serialization")}
+    schema = {"$schema": DIALECT, **model.model_json_schema(mode="serialization")}
+    if model in SEALED:
+        schema["properties"][SEAL] = TypeAdapter(Digest).json_schema() | {
+            "description": "Over the canonical JSON of all other fields; absent in documents before there were seals."
+        }
+    return schema
 
 
 def schema_text(model: type[Record]) -> str:

@@ -39,6 +39,7 @@ from lanewise.receipts.document import (
 )
 from lanewise.receipts.files import FileStamp
 from lanewise.receipts.schema import Artifact, Machine, RunReceipt, StepSeries
+from lanewise.receipts.seal import sealed
 
 STEPS_KIND = "step_series"
 STEPS_SUFFIX = ".steps.json"
@@ -270,7 +271,7 @@ class Store:
         return f"{self.root}/receipts/{_safe_name('lane.name', receipt.lane.name)}/{month.group()}"
 
     def _write(self, location: str, record: BaseModel) -> str:
-        files.write_bytes(location, json_bytes(record))
+        files.write_bytes(location, json_bytes(sealed(record.model_dump(mode="json"))))
         return location
 
     def _iterate(

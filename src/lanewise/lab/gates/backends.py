@@ -8,13 +8,14 @@ from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.gates.gate import Fault, Gate, visits
 from lanewise.lab.schedule import ArmName
+from lanewise.receipts.failures import FailureFamily
 from lanewise.receipts.schema import BackendRecord, RunReceipt
 
 
 def backend_proof(block: BlockEvidence, arms: Arms) -> Gate:
     """Observed = asked for: backends by their proof, features by what was chosen, blocks by what was compiled."""
     faults = tuple(
-        Fault(text=text, structural=True, about_backend=True)
+        Fault(text=text, family=FailureFamily.BACKEND, structural=True, about_backend=True)
         for arm, receipt in visits(block)
         for text in _deviations(arm, arms, receipt)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.gates.gate import Fault, Gate, visits
+from lanewise.receipts.failures import FailureFamily
 from lanewise.receipts.instruments import PLANTED_KEY, PlantedRecord
 from lanewise.receipts.schema import RunReceipt
 
@@ -19,7 +20,7 @@ def planted_delay(block: BlockEvidence, arms: Arms) -> Gate:
         found = _delay(receipt)
         if abs(found - wanted) > ROUNDING:
             text = f"arm {arm} was to be delayed by {wanted:.2%}, its receipt says {found:.2%}"
-            faults.append(Fault(text=text, structural=True))
+            faults.append(Fault(text=text, family=FailureFamily.COMPARABILITY, structural=True))
     return Gate(
         name="planted_delay",
         rule="a delay is planted in arm B of a positive control alone",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.schedule import ArmName
+from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.schema import Check, RunReceipt
 
 ARM_NAMES: tuple[ArmName, ...] = ("A", "B")
@@ -18,12 +19,16 @@ class Fault:
 
     Attributes:
         text: what was asked, what was observed.
+        family: kind of failure; None where the run behind it did not say, as in receipts before 1.2.
+        failure: its facts, where the gate has them.
         structural: whether it makes the feature's verdict INVALID; noise (no steady state, a busy host) only costs the block.
         about_backend: whether something else ran than was asked for.
         disturbed: whether others used the machine, so that running the block again may help.
     """
 
     text: str
+    family: FailureFamily | None
+    failure: Failure | None = None
     structural: bool
     about_backend: bool = False
     disturbed: bool = False

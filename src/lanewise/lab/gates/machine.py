@@ -8,6 +8,12 @@ from typing import Literal
 from lanewise.lab import protocol
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.gates.gate import Fault, Gate, visits
+from lanewise.receipts.failures import (
+    AllocatorFailure,
+    DisturbedFailure,
+    FailureFamily,
+    ThermalFailure,
+)
 from lanewise.receipts.schema import RunReceipt
 from lanewise.receipts.telemetry import HostWindow
 
@@ -47,25 +53,34 @@ def compile_cache(block: BlockEvidence, planned: Literal["warm", "cold"] | None)
         name="compile_cache",
         rule=f"{planned or 'warm or cold'} in every compiled run, never mixed",
         received=listed or "nothing is compiled",
-        faults=tuple(Fault(text=text, structural=True) for text in faults),
+        faults=tuple(
+            # The compiler did its work; what differs is the state that the runs met.
+            Fault(text=text, family=FailureFamily.COMPARABILITY, structural=True)
+            for text in faults
+        ),
     )
 
 
 def memory_pressure(block: BlockEvidence) -> Gate:
     """No allocation failed, and none had to be tried again after the allocator gave its cache back."""
-    counts = [(arm, r.memory.ooms, r.memory.alloc_retries) for arm, r in visits(block)]
-    counted = any(ooms is not None or retries is not None for _arm, ooms, retries in counts)
+    found = [(arm, receipt.memory) for arm, receipt in visits(block)]
+    counted = any(m.ooms is not None or m.alloc_retries is not None for _arm, m in found)
     return Gate(
         name="memory_pressure",
         rule="no failed allocation and no retry during the steps",
         received="none" if counted else "the allocator counts neither",
         faults=tuple(
             Fault(
-                text=f"arm {arm}: {ooms or 0} allocations failed and {retries or 0} were tried again",
+                text=f"arm {arm}: {memory.ooms or 0} allocations failed and {memory.alloc_retries or 0} were tried again",
+                family=FailureFamily.ALLOCATOR,
+                failure=AllocatorFailure(
+                    alloc_retries=memory.alloc_retries,
+                    peak_reserved_bytes=memory.peak_reserved_bytes,
+                ),
                 structural=True,
             )
-            for arm, ooms, retries in counts
-            if ooms or retries
+            for arm, memory in found
+            if memory.ooms or memory.alloc_retries
         ),
     )
 
@@ -74,6 +89,18 @@ def clock_events(block: BlockEvidence) -> Gate:
     """The hardware did not slow its own clocks down; a software power cap is recorded only."""
     seen = {(arm, name) for arm, r in visits(block) for name in r.telemetry.clock_event_reasons}
     bad = sorted((arm, name) for arm, name in seen if name in INVALIDATING_CLOCK_EVENTS)
+    slowed = next(
+        (
+            ThermalFailure(
+                clock_event_reasons=r.telemetry.clock_event_reasons,
+                sm_clock_hertz=r.telemetry.sm_clock_hertz,
+                temperature_celsius=r.telemetry.temperature_celsius,
+            )
+            for _arm, r in visits(block)
+            if INVALIDATING_CLOCK_EVENTS.intersection(r.telemetry.clock_event_reasons)
+        ),
+        None,
+    )
     unknown = next((w for _arm, r in visits(block) if (w := r.missing.get("telemetry"))), None)
     listed = ", ".join(sorted({name for _arm, name in seen}))
     return Gate(
@@ -82,7 +109,12 @@ def clock_events(block: BlockEvidence) -> Gate:
         "power cap is allowed",
         received=listed or unknown or "no event",
         faults=tuple(
-            Fault(text=f"arm {arm}: the device slowed its clocks: {name}", structural=True)
+            Fault(
+                text=f"arm {arm}: the device slowed its clocks: {name}",
+                family=FailureFamily.THERMAL,
+                failure=slowed,
+                structural=True,
+            )
             for arm, name in bad
         ),
     )
@@ -103,6 +135,10 @@ def host_quiet(block: BlockEvidence) -> Gate:
             faults.append(
                 f"disturbed: {who} took {largest:.0%} of the processors' time, allowed {limit:.0%}"
             )
+    failure = DisturbedFailure(
+        foreign_load_ratio=max((r for r in taken if r is not None), default=None),
+        steal_ratio=max((r for r in stolen if r is not None), default=None),
+    )
     return Gate(
         name="host_quiet",
         rule=f"others take at most {protocol.FOREIGN_LOAD_LIMIT:.0%} and the hypervisor {protocol.STEAL_LIMIT:.0%} of the "
@@ -110,7 +146,16 @@ def host_quiet(block: BlockEvidence) -> Gate:
         received=f"others {_most(taken)}, hypervisor {_most(stolen)}"
         if any(receipt.host is not None for receipt in receipts)
         else receipts[0].missing.get("host", "not recorded"),
-        faults=tuple(Fault(text=text, structural=False, disturbed=True) for text in faults),
+        faults=tuple(
+            Fault(
+                text=text,
+                family=FailureFamily.DISTURBED,
+                failure=failure,
+                structural=False,
+                disturbed=True,
+            )
+            for text in faults
+        ),
     )
 
 

@@ -6,6 +6,7 @@ from lanewise.lab import protocol
 from lanewise.lab.arms import Arms
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.gates.gate import Fault, Gate, visits
+from lanewise.receipts.failures import FailureFamily
 
 
 def finite_losses(block: BlockEvidence) -> Gate:
@@ -15,7 +16,11 @@ def finite_losses(block: BlockEvidence) -> Gate:
         rule="every loss is finite",
         received="all finite",
         faults=tuple(
-            Fault(text=f"arm {arm}: a loss is not finite", structural=True)
+            Fault(
+                text=f"arm {arm}: a loss is not finite",
+                family=FailureFamily.NUMERICS,
+                structural=True,
+            )
             for arm, receipt in visits(block)
             if not receipt.numerics.losses_finite
         ),
@@ -41,7 +46,10 @@ def paired_losses(block: BlockEvidence, arms: Arms) -> Gate:
                 "the arms do not compute the same thing"
             )
             return Gate(
-                name=name, rule=rule, received=text, faults=(Fault(text=text, structural=True),)
+                name=name,
+                rule=rule,
+                received=text,
+                faults=(Fault(text=text, family=FailureFamily.NUMERICS, structural=True),),
             )
         largest = max(largest, difference)
     return Gate(name=name, rule=rule, received=f"largest difference {largest:.1e} nats")

@@ -7,6 +7,7 @@ import math
 from lanewise.lab import protocol
 from lanewise.lab.evidence import BlockEvidence
 from lanewise.lab.gates.gate import Fault, Gate, visits
+from lanewise.receipts.failures import FailureFamily
 from lanewise.receipts.schema import RunReceipt
 
 
@@ -28,6 +29,7 @@ def goodput_closure(block: BlockEvidence) -> Gate:
             faults.append(
                 Fault(
                     text=f"arm {arm}: goodput misses wall time by {gap:.2%}, other is {other:.4f} s",
+                    family=FailureFamily.ACCOUNTING,
                     structural=True,
                 )
             )
@@ -56,6 +58,7 @@ def event_wall_closure(block: BlockEvidence) -> Gate:
             Fault(
                 text=f"arm {arm}: device events miss wall time by {gap:.2%}, allowed {allowed:.2%}: "
                 "time is bound to the host, or work runs on another stream",
+                family=FailureFamily.ACCOUNTING,
                 structural=True,
             )
             for arm, gap, allowed in gaps
@@ -77,13 +80,13 @@ def steady_state(block: BlockEvidence) -> Gate:
     needed = protocol.MIN_STEADY_QUADS
     faults: tuple[Fault, ...] = ()
     if not entry.steady:
-        faults = (Fault(text=entry.warmup_reason, structural=False),)
+        faults = (Fault(text=entry.warmup_reason, family=FailureFamily.UNSTEADY, structural=False),)
     elif entry.design != "sequential" and block.num_quads < needed:
         text = (
             f"{block.num_quads} quads left after {entry.warmup_steps} warm-up steps, "
             f"{needed} are needed"
         )
-        faults = (Fault(text=text, structural=False),)
+        faults = (Fault(text=text, family=FailureFamily.UNSTEADY, structural=False),)
     return Gate(
         name="steady_state",
         rule="by change points a level that holds, without drift and without compiling: of the arms' difference where they "
