@@ -222,7 +222,9 @@ class Run:
         start_ns = self._clock()
         result = self._loop.step()
         ended_ns = self._clock()
-        result = dataclasses.replace(result, tags=(*result.tags, *self._watch.after_step()))
+        more_tags = self._watch.after_step()
+        if more_tags:
+            result = dataclasses.replace(result, tags=(*result.tags, *more_tags))
         self.log.watching_ns += start_ns - asked_ns + self._clock() - ended_ns
         self.log.take(result, start_seconds=(start_ns - self._start_ns) / 1e9)
         around_seconds = (self._clock() - asked_ns) / 1e9
