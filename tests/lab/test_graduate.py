@@ -465,3 +465,15 @@ def test_every_receipt_is_read_and_hashed_once(
     (evidence,) = found(tmp_path).evidence
     assert len(evidence.all_receipts) == 4
     assert len(parsed) == len(set(parsed)) == 4
+
+
+def test_an_eager_campaign_of_the_lane_lets_a_compiled_one_graduate(tmp_path: Path) -> None:
+    hidden = {"profile.ops": {}, "compile.enabled": True, "compile.cache_state": "warm"}
+    compiled = ("features.regional_compile=on",)
+    for day in DAYS[:2]:
+        campaign(tmp_path, day=day, lane=compiled, body=hidden)
+    (case,) = graduate(found(tmp_path).evidence).cases
+    assert (case.result, case.text) == ("refused", "R1 not kept")
+    campaign(tmp_path, day=DAYS[2])
+    (case,) = graduate(found(tmp_path).evidence).cases
+    assert [attempt.passes for attempt in case.attempts] == [True] * 3
