@@ -31,7 +31,15 @@ def test_list_as_json_holds_role_control_and_stance(capsys: pytest.CaptureFixtur
     document = json.loads(out)
     assert len(document["families"]) == 7
     by_key = {feature["key"]: feature for feature in document["features"]}
-    assert by_key["fused_mamba"]["control"] == {"cpu": "recurrence.torch"}
+    assert by_key["fused_mamba"]["control"] == {
+        "cpu": "recurrence.torch",
+        "cuda": "recurrence.torch",
+    }
+    assert by_key["fused_optimizer"]["control"] == {
+        "cpu": "per_tensor.torch",
+        "cuda": "foreach.torch",
+    }
+    assert "slow reference" in by_key["fused_mamba"]["control_notes"]["cuda"]
     assert by_key["fused_mamba"]["letters"] == ["M"]
     assert by_key["extra_aux_losses"]["tax_budget_ratio"] == 1.01
     assert by_key["fused_mla_projection"]["built"] is False

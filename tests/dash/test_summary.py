@@ -150,6 +150,14 @@ def test_closing_lines_end_with_the_proof() -> None:
     )
 
 
+def test_closing_lines_say_which_verdicts_are_about_the_host() -> None:
+    text = "host-bound: the device works 26% of arm B's step of 1.40 ms"
+    lines = closing_lines(
+        make_campaign(), [make_decision(), make_decision({"host_bound": text})], store_root="s"
+    )
+    assert [line for line in lines if "host-bound" in line] == [f"fused_moe is {text}."]
+
+
 def test_closing_lines_of_an_incomplete_campaign_say_how_to_finish_it() -> None:
     lines = closing_lines(make_campaign({"status": "INCOMPLETE"}), [], store_root=".lanewise")
     assert lines[-2] == (

@@ -170,6 +170,16 @@ def test_a_decision_lists_every_gate_of_every_block(world):
         assert all(gate.ok and "(rule: " in gate.detail for gate in block.gates)
 
 
+def test_a_decision_says_that_its_device_waits_for_the_host_and_keeps_its_verdict(world):
+    (quiet,) = world.lab().start(options(blocks=2)).decisions
+    assert quiet.host_bound is None
+    world.script.body = lambda request: {"profile.device_busy_seconds": BASE_SECONDS / 4}
+    (found,) = world.lab().start(options(blocks=2)).decisions
+    assert "host-bound: the device works" in found.host_bound
+    assert "of arm A's step of" in found.host_bound
+    assert found.verdict is quiet.verdict
+
+
 def compiled_options(**changes):
     return options(features=("regional_compile",), budget_seconds=600.0, **changes)
 

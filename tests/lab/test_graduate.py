@@ -5,16 +5,22 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lanewise.errors import UsageError
+from lanewise.lab.analyse import analyse_campaign
 from lanewise.lab.graduate import Case, graduate
 from lanewise.lab.graduate_evidence import Evidence, read_evidence
 from lanewise.lab.graduate_rules import apply_rules
 from lanewise.lane.digest import lane_digest, model_digest
 from lanewise.lane.load import load_lane
+from lanewise.receipts import store as store_module
 from lanewise.receipts.decision import Verdict
+from lanewise.receipts.document import parse_receipt
+from lanewise.receipts.schema import RunReceipt
+from lanewise.receipts.store import Store
 from tests.lab.graduating import (
     DAYS,
     NOW,
@@ -416,3 +422,58 @@ def test_receipts_of_another_campaign_do_not_count(three_days: Path, tmp_path: P
     r5 = apply_rules(mixed)[-1]
     assert r5.ok is False
     assert f"a receipt is of campaign {oldest.name}, not of this one" in r5.text
+
+
+@pytest.mark.parametrize(
+    ("feature", "changes"), [("planted", {"planted_ratio": 0.05}), ("observer", {}), ("none", {})]
+)
+def test_campaigns_about_the_instrument_are_no_evidence_and_are_not_read(
+    tmp_path: Path, feature: str, changes: dict[str, float]
+) -> None:
+    campaign(tmp_path, day=DAYS[0], feature=feature, **changes)
+    campaign(tmp_path, day=DAYS[1])
+
+    analysed = []
+
+    def analyse(store: Store, campaign_id: str, **arguments: Any) -> Any:
+        analysed.append(campaign_id)
+        return analyse_campaign(store, campaign_id, **arguments)
+
+    seen = found(tmp_path, analyse=analyse)
+    assert [e.decision.feature for e in seen.evidence] == ["fused_moe"]
+    assert len(analysed) == 1
+    assert [case.feature for case in graduate(seen.evidence).cases] == ["fused_moe"]
+
+
+def test_a_campaign_on_both_bases_is_found_by_the_name_of_its_feature(tmp_path: Path) -> None:
+    campaign(tmp_path, day=DAYS[0], design="both")
+    seen = found(tmp_path, features=["fused_moe"])
+    assert [e.decision.design for e in seen.evidence] == ["add-one", "leave-one-out"]
+
+
+def test_every_receipt_is_read_and_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign(tmp_path, day=DAYS[0], blocks=2)
+    parsed = []
+
+    def parse(content: bytes, where: str) -> RunReceipt:
+        parsed.append(where)
+        return parse_receipt(content, where)
+
+    monkeypatch.setattr(store_module, "parse_receipt", parse)
+    (evidence,) = found(tmp_path).evidence
+    assert len(evidence.all_receipts) == 4
+    assert len(parsed) == len(set(parsed)) == 4
+
+
+def test_an_eager_campaign_of_the_lane_lets_a_compiled_one_graduate(tmp_path: Path) -> None:
+    hidden = {"profile.ops": {}, "compile.enabled": True, "compile.cache_state": "warm"}
+    compiled = ("features.regional_compile=on",)
+    for day in DAYS[:2]:
+        campaign(tmp_path, day=day, lane=compiled, body=hidden)
+    (case,) = graduate(found(tmp_path).evidence).cases
+    assert (case.result, case.text) == ("refused", "R1 not kept")
+    campaign(tmp_path, day=DAYS[2])
+    (case,) = graduate(found(tmp_path).evidence).cases
+    assert [attempt.passes for attempt in case.attempts] == [True] * 3

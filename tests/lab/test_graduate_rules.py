@@ -82,6 +82,42 @@ def test_r1_says_that_compiled_blocks_hide_ops() -> None:
     assert "in compiled blocks" in found.text
 
 
+def compiled_control() -> Evidence:
+    """A sound decision whose control ran its ops inside compiled blocks."""
+    evidence = measured(0.8)
+    hidden = StepProfile(method="by hand", step_seconds=0.1, ops={}, blocks={})
+    compiled = first(evidence).compile.model_copy(update={"enabled": True})
+    return with_receipts(evidence, "A", profile=hidden, compile=compiled)
+
+
+def test_r1_of_a_compiled_control_takes_the_share_of_the_same_backend_uncompiled() -> None:
+    evidence, eager = compiled_control(), first(measured(0.8))
+    hot, *_others = apply_rules(evidence, [eager])
+    assert hot.ok is True
+    assert "of the step of an eager run of this lane (the control is compiled)" in hot.text
+    assert hot.shown_by == (eager.receipt_id, first(evidence).receipt_id)
+    small = eager.model_copy(update={"profile": profile(0.009)})
+    assert apply_rules(evidence, [eager, small])[0].ok is False
+
+
+def test_r1_of_a_compiled_control_is_shown_by_no_other_backend_and_no_compiled_run() -> None:
+    evidence = compiled_control()
+    treated, control = first(measured(0.8), "B"), first(measured(0.8))
+    compiled = control.model_copy(update={"compile": first(evidence).compile})
+    unprofiled = control.model_copy(update={"profile": None})
+    found = apply_rules(evidence, [treated, compiled, unprofiled])[0]
+    assert found.ok is False
+    assert (
+        "lanewise ablate nam56r-tiny --feature fused_moe --set features.regional_compile=off"
+        in found.text
+    )
+
+
+def test_a_control_that_shows_its_ops_is_judged_by_itself() -> None:
+    evidence = with_receipts(measured(0.8), "A", profile=profile(0.005))
+    assert apply_rules(evidence, [first(measured(0.8))])[0].ok is False
+
+
 def test_r1_of_a_feature_without_ops_is_about_the_blocks_it_touches() -> None:
     evidence = measured(0.8, feature="regional_compile")
     found = results(evidence)["R1"]

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from lanewise.errors import LaneError, NotBuiltError, UsageError
+from lanewise.lane import resolve as resolve_module
 from lanewise.lane.digest import lane_digest, model_digest
-from lanewise.lane.features import FEATURES
+from lanewise.lane.features import BY_KEY, FEATURES, Role, Setting
 from lanewise.lane.ledger import Ledger, LedgerEntry, Scope
 from lanewise.lane.load import load_lane
 from lanewise.lane.resolve import OP_NAMES, resolve, with_seed
@@ -145,13 +148,45 @@ def test_a_feature_that_is_not_built_may_be_off_and_not_on(key: str) -> None:
         resolved(f"features.{key}=on")
 
 
-def test_a_state_without_a_setting_for_the_device_fails_when_asked_for() -> None:
-    gpu = {"machine_class": "h100-sxm-80gb", "device_type": "cuda"}
+GPU = {"machine_class": "h100-sxm-80gb", "device_type": "cuda"}
+
+
+def test_a_state_without_a_setting_for_the_device_fails_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by_key = dict(resolve_module.BY_KEY)
+    only_cpu = {
+        name: Setting(ops={"moe_experts": {"cpu": setting.ops["moe_experts"]["cpu"]}})
+        for name, setting in by_key["fused_moe"].settings.items()
+    }
+    by_key["fused_moe"] = replace(by_key["fused_moe"], settings=only_cpu)
+    monkeypatch.setattr(resolve_module, "BY_KEY", by_key)
     with pytest.raises(UsageError, match="names no backend of moe_experts for device cuda"):
-        resolved("features.fused_moe=on", **gpu)
+        resolved("features.fused_moe=on", **GPU)
     with pytest.raises(UsageError, match="names no backend of moe_experts for device cuda"):
-        resolved(overrides={"fused_moe": "off"}, **gpu)
-    assert resolved(**gpu).op_preferences["moe_experts"] == ()
+        resolved(overrides={"fused_moe": "off"}, **GPU)
+    assert resolved(**GPU).op_preferences["moe_experts"] == ()
+
+
+SPEED_FEATURES = [
+    f.key for f in FEATURES if f.built and f.role is not Role.TAX and f.key != "regional_compile"
+]
+
+
+@pytest.mark.parametrize("key", SPEED_FEATURES)
+def test_every_speed_feature_names_two_states_of_backends_on_a_gpu(key: str) -> None:
+    ops = BY_KEY[key].ops_for(resolved().lane.model)
+    off, on = (resolved(overrides={key: state}, **GPU).op_preferences for state in ("off", "on"))
+    assert {op for op in off if off[op] != on[op]} == set(ops)
+
+
+def test_the_control_of_the_optimizer_is_what_torch_takes_by_default_on_each_device() -> None:
+    on_cpu = resolved(overrides={"fused_optimizer": "off"}).op_preferences
+    on_gpu = resolved(overrides={"fused_optimizer": "off"}, **GPU).op_preferences
+    assert on_cpu["optimizer_step"] == ("per_tensor.torch",)
+    assert on_gpu["optimizer_step"] == ("foreach.torch",)
+    assert "CUDA default" in BY_KEY["fused_optimizer"].note_on("cuda")
+    assert "CPU default" in BY_KEY["fused_optimizer"].note_on("cpu")
 
 
 def test_machine_and_device_must_agree() -> None:

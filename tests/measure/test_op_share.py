@@ -70,6 +70,30 @@ def test_what_a_block_computes_again_is_nobodys_but_its_own_ops() -> None:
     assert found.blocks["M"] == pytest.approx(300e-9)
 
 
+def kernel(name: str, start: int, end: int, launched_by: int) -> Event:
+    return Event(name, start, end, 7, launched_by=launched_by)
+
+
+def test_the_device_is_busy_while_any_kernel_runs_and_annotations_are_none() -> None:
+    found = shares(
+        step(
+            host("Optimizer.step#AdamW.step", 0, 900, correlation=20),
+            host("aten::mm", 1, 9, correlation=21),
+            kernel("gemm", 100, 200, 21),
+            kernel("copy", 150, 180, 21),  # inside the other, on a second stream
+            kernel("gemm", 190, 260, 21),
+            kernel("Memcpy DtoH", 400, 410, 21),
+            kernel("Optimizer.step#AdamW.step", 100, 900, 20),
+            kernel(STEP, 0, 1000, 0),
+        )
+    )
+    assert found.device_busy == pytest.approx(170e-9)
+
+
+def test_without_a_device_nothing_is_busy() -> None:
+    assert shares(step(host(f"{OP}a", 0, 10))).device_busy is None
+
+
 def test_on_a_gpu_the_kernels_count_for_the_range_that_launched_them() -> None:
     found = shares(
         step(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import pytest
 import torch
 
+from lanewise.lane.features import BY_KEY, FEATURES
 from lanewise.lane.schema import Lane
 from lanewise.models.model import HybridModel, Loss
 from lanewise.models.problems import lane_problems
@@ -20,11 +24,22 @@ pytestmark = [
 ]
 
 
-def model_on(device: str, lane: Lane, *, seed: int = 0) -> HybridModel:
-    """In fp64, with the device's own default backends and everything switched on."""
+SPEED_FEATURES = [
+    f.key for f in FEATURES if f.built and f.equal_mathematics and f.settings["on"].ops
+]
+
+
+def model_on(
+    device: str,
+    lane: Lane,
+    *,
+    seed: int = 0,
+    asked: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> HybridModel:
+    """In fp64, with everything switched on, and the device's own default backends where none is asked for."""
     switches = dict.fromkeys((*TAXES, "stp", "extra_aux_losses"), True)
     switches["mtp"] = lane.model.mtp is not None
-    ops = OpSet.resolve({}, lane_problems(lane, device, switches), capabilities(device))
+    ops = OpSet.resolve(asked, lane_problems(lane, device, switches), capabilities(device))
     facts = torch.from_numpy(token_facts(ByteTokenizer(), lane.model.vocab_size))
     model = HybridModel(lane, model_switches=switches, ops=ops, token_facts=facts)
     generator = torch.Generator().manual_seed(seed)
@@ -60,6 +75,23 @@ def test_loss_and_gradients_are_those_of_the_cpu(variant: str) -> None:
         assert (wanted is None) == (got is None), name
         if wanted is not None and got is not None:
             torch.testing.assert_close(got.cpu(), wanted, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("key", SPEED_FEATURES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_both_states_of_a_speed_feature_compute_the_same(variant: str, key: str) -> None:
+    lane = hybrid_lane(variant)
+    results = []
+    for state in ("off", "on"):
+        asked = {op: names["cuda"] for op, names in BY_KEY[key].settings[state].ops.items()}
+        model = model_on("cuda", lane, asked=asked)
+        loss = loss_of(model).total
+        loss.backward()
+        results.append((loss, {name: p.grad for name, p in model.named_parameters()}))
+    (loss_off, off), (loss_on, on) = results
+    torch.testing.assert_close(loss_on, loss_off, rtol=1e-9, atol=1e-9)
+    for name, gradient in off.items():
+        torch.testing.assert_close(on[name], gradient, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

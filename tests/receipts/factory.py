@@ -134,6 +134,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "window_duration_seconds": 2.02,
         "event_wall_gap_ratio": None,
         "step_tags": {"gc": 1},
+        "between_steps_seconds": 0.0002,
     },
     "throughput": {
         "tokens_per_second": 5120.0,
@@ -295,6 +296,7 @@ RECEIPT_BODY: dict[str, Any] = {
         "flops.peak_flops_per_second": "no published peak for this CPU",
         "flops.peak_source": "no published peak for this CPU",
         "flops.tensor_activity": "no GPU",
+        "profile.device_busy_seconds": "nothing was launched on a device",
         "telemetry": "no GPU",
         "compile.cache_digest": "nothing is compiled",
     },

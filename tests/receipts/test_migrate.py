@@ -28,7 +28,7 @@ GOLDEN_FOLDER = Path(__file__).parent / "golden"
 GOLDEN_IDS = {
     "receipt-1.0.json": "sha256:06f184a02cd2f2b9394f56345ab734278f4504e8ba952d90d455f637bb6ff649",
     "receipt-1.1.json": "sha256:021e5f85b821852a66a05706f0fb9dccc3bb149254fa9be5794ba7d6f406cc98",
-    "receipt-1.2.json": "sha256:6987195a28c4d451df311f5963d6763820e8de1342ac9ce00cfe14abe0d7939b",
+    "receipt-1.2.json": "sha256:fd206f47dc9b6effdbd81ff54cf59e9bd1b4b3b2ddc87202ec98eea5de4cc23b",
 }
 READERS: dict[str, Callable[[bytes, str], Record]] = {
     "decision": functools.partial(parse_record, Decision),

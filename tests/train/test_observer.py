@@ -85,3 +85,41 @@ def test_an_unobserved_run_has_no_partition_to_put_it_in(tmp_path: Path) -> None
     (receipt,) = Store(str(tmp_path / "store")).iter_receipts()
     assert receipt.goodput is None
     assert OBSERVER_KEY not in receipt.extensions
+
+
+def test_opening_the_windows_is_no_part_of_a_step_and_of_what_lies_between_steps(
+    tmp_path: Path,
+) -> None:
+    class SlowToOpen:
+        """A machine whose counters take a whole second to open."""
+
+        def __init__(self, clock: list[int]) -> None:
+            self.clock = clock
+
+        def usable_cores(self) -> tuple[int, ...]:
+            return (0,)
+
+        def read(self, cores: object, process_ids: object) -> str:
+            self.clock[0] += 1000 * MS
+            return "no counters"
+
+    now = [0]
+
+    def clock() -> int:
+        now[0] += MS // 1000
+        return now[0]
+
+    run = Run(micro_request(tmp_path), clock=clock, host=SlowToOpen(now))  # type: ignore[arg-type]
+    prepared = run.goodput.summary()
+    for _ in range(3):
+        run.step()
+    total = run.goodput.summary()
+    assert prepared is not None
+    assert total is not None
+    grown = total.badput_seconds["training_prep"] - prepared.badput_seconds["training_prep"]
+    assert grown == pytest.approx(1.0, rel=0.01)
+    assert run.log.watching_ns < 100 * MS
+    assert len(run.log.between_seconds) == 3
+    assert max(run.log.between_seconds) < 0.1
+    accounted = run.log.watching_ns + run.log.writing_ns
+    assert sum(run.log.between_seconds) > accounted / 1e9

@@ -80,7 +80,9 @@ def show(
         "role": feature.role.value,
         "family": feature.family or "beyond the article's seven",
         "blocks": _blocks(feature),
-        "control": f"{_controls_in_words(feature)} ({feature.control_note})",
+        "control": _controls_in_words(feature),
+        "why": feature.control_note,
+        **{f"why {device}": note for device, note in feature.control_notes.items()},
         "stance": f"{feature.stance} (default state: {feature.default_state})",
         "loss": "the same up to rounding" if feature.equal_mathematics else "changes",
         "built": "yes" if feature.built else "not yet: asking for it is an error",
@@ -113,6 +115,7 @@ def _document(feature: Feature) -> dict[str, Any]:
         },
         "control": _controls(feature),
         "control_note": feature.control_note,
+        "control_notes": dict(feature.control_notes),
         "default_state": feature.default_state,
         "stance": feature.stance,
         "tax_budget_ratio": feature.tax_budget_ratio,
@@ -131,11 +134,11 @@ def _controls(feature: Feature) -> dict[str, str]:
 
 
 def _controls_in_words(feature: Feature) -> str:
-    controls = _controls(feature)
-    return (
-        "; ".join(f"{device}: {names}" for device, names in controls.items())
-        or feature.control_name
-    )
+    devices: dict[str, list[str]] = {}
+    for device, names in _controls(feature).items():
+        devices.setdefault(names, []).append(device)
+    parts = (f"{', '.join(found)}: {names}" for names, found in devices.items())
+    return "; ".join(parts) or feature.control_name
 
 
 def _setting_in_words(setting: Setting) -> str:

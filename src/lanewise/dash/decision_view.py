@@ -124,6 +124,8 @@ def _facts(decision: Decision) -> Pairs:
     facts.append(
         ("margin δ", f"{log_percent(decision.margin.log_value)}, {decision.margin.source}")
     )
+    if decision.host_bound is not None:
+        facts.append(("host", decision.host_bound))
     if decision.tax_budget_ratio is not None:
         facts.append(("tax budget", fmt.signed_percent(decision.tax_budget_ratio - 1)))
     facts.append(

@@ -321,6 +321,7 @@ def closing_lines(
     corrected = adjustment_sentence(decisions)
     lines += [] if missing or corrected is None else [corrected]
     lines += campaign.notes
+    lines += [f"{d.feature} is {d.host_bound}." for d in decisions if d.host_bound is not None]
     if missing:
         lines.append(f"INCOMPLETE: {'; '.join(missing)}. Finish with `{resume_command(campaign)}`.")
     proof = (

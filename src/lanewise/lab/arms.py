@@ -166,7 +166,8 @@ class ArmBuilder:
                 f"feature {key!r} is known and not built in this version, so it cannot be measured; "
                 "`lanewise feature list` shows what is built"
             )
-        reason = feature.why_not(self.lane.model)
+        model = self.lane.model
+        reason = feature.why_not(model) or feature.no_choice(model, self.device_type)
         if reason is not None:
             raise UsageError(
                 f"feature {key!r} cannot be measured on lane {self.lane.name!r}: {reason}; "

@@ -10,6 +10,7 @@ from lanewise import __version__
 from lanewise.lab import judge, protocol
 from lanewise.lab.arms import NO_FEATURE, Arms
 from lanewise.lab.break_even import break_evens
+from lanewise.lab.gates.timing import host_bound
 from lanewise.lab.judge import JudgedBlock
 from lanewise.lab.plan import CampaignPlan, FeaturePlan
 from lanewise.lab.stance import advice
@@ -101,6 +102,7 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         else judge.losses_at(counted, lambda found: found.equal_time),
         observed=judge.observed(blocks, arms),
         backend_versions=judge.backend_versions(blocks, arms),
+        host_bound=next((said for block in blocks if (said := host_bound(block.evidence))), None),
         observed_ok=not any(fault.about_backend for block in blocks for fault in block.faults),
         verdict=finding.verdict,
         reason=finding.reason,

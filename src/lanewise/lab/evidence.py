@@ -116,7 +116,8 @@ def _read_block(store: Store, entry: BlockDone, locations: Mapping[str, str]) ->
                 unreadable.append(f"arm {arm}: receipt {receipt_id[:19]} is not in the store")
                 continue
             try:
-                receipt, series = store.read_receipt(location), store.read_steps(location)
+                receipt = store.read_receipt(location)
+                series = store.steps_of(receipt, location)
             except ReceiptError as error:
                 unreadable.append(f"arm {arm}: {error}")
                 continue

@@ -26,6 +26,7 @@ from lanewise.lane.digest import lane_digest
 from lanewise.lane.features import BY_KEY, Role
 from lanewise.lane.ledger import Effect, LedgerEntry, Scope, TaxRecord
 from lanewise.receipts.decision import Verdict
+from lanewise.receipts.schema import RunReceipt
 
 Result = Literal["graduated", "demoted", "held", "refused", "tax"]
 
@@ -85,8 +86,11 @@ def graduate(
         taxes: records it wrote before.
         devices: machine class → machines that the stores know beside those of the evidence.
     """
+    eager = _eager_profiles(evidence)
     attempts = [
-        Attempt(evidence=e, rules=apply_rules(e)) for e in evidence if is_measured(e.decision)
+        Attempt(evidence=e, rules=apply_rules(e, eager[_place(e)]))
+        for e in evidence
+        if is_measured(e.decision)
     ]
     of_class = _devices(evidence, devices)
     groups: dict[Key, list[Attempt]] = defaultdict(list)
@@ -262,6 +266,23 @@ def _devices(
     for each in evidence:
         known[each.plan.machine_class] |= each.devices
     return known
+
+
+def _place(evidence: Evidence) -> tuple[str, str]:
+    """Lane and machine class; the lane's digest is the same whatever its features, compilation among them."""
+    return lane_digest(evidence.plan.lane), evidence.plan.machine_class
+
+
+def _eager_profiles(evidence: Iterable[Evidence]) -> Mapping[tuple[str, str], list[RunReceipt]]:
+    """Profiled runs without compiled blocks, of each lane on each machine class, oldest first."""
+    found: dict[tuple[str, str], list[RunReceipt]] = defaultdict(list)
+    for each in evidence:
+        found[_place(each)] += [
+            receipt
+            for receipt in each.all_receipts
+            if receipt.profile is not None and not receipt.compile.enabled
+        ]
+    return found
 
 
 def _ids(entry: LedgerEntry) -> set[str]:

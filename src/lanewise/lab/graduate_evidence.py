@@ -11,9 +11,10 @@ from pathlib import Path
 
 from lanewise.errors import LanewiseError, UsageError
 from lanewise.lab.analyse import analyse_campaign
-from lanewise.lab.arms import FULL_STACK, NO_FEATURE
+from lanewise.lab.arms import PSEUDO
 from lanewise.lab.campaign import PLAN, CampaignFolder
 from lanewise.lab.evidence import receipt_locations
+from lanewise.lab.keys import split_key
 from lanewise.lab.plan import CampaignPlan
 from lanewise.receipts.decision import CampaignRecord, Decision, Verdict
 from lanewise.receipts.files import is_remote
@@ -21,8 +22,6 @@ from lanewise.receipts.schema import Machine, RunReceipt
 from lanewise.receipts.store import STEPS_KIND, Store
 
 Analyse = Callable[..., tuple[CampaignRecord, tuple[Decision, ...]]]
-
-NOT_A_FEATURE = frozenset({NO_FEATURE, FULL_STACK})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +133,7 @@ def read_evidence(
                 f"--store {root}: no folder of this machine; graduate reads campaigns from folders, copy the store here "
                 "or give another one"
             )
-        store = Store(root)
+        store = _ReadOnce(root)
         folders = _campaign_folders(root, found.problems)
         shelf = _shelf(store, {folder.name for folder in folders}, found.problems)
         for stored in shelf.stored.values():
@@ -147,6 +146,7 @@ def read_evidence(
                 continue  # the same campaign in a second store is one piece of evidence
             seen.add(folder.name)
             _read_campaign(shelf, folder.name, found, set(features), analyse, now)
+            store.forget()
     found.evidence.sort(key=lambda e: (e.days, e.plan.created_at, e.decision.decision_id))
     return found
 
@@ -166,16 +166,34 @@ def _campaign_folders(root: str, problems: list[str]) -> list[Path]:
     return planned
 
 
+class _ReadOnce(Store):
+    """A store whose receipts are parsed and hashed once a campaign, however many steps of the way look at them."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._read: dict[str, RunReceipt] = {}
+
+    def read_receipt(self, reference: str) -> RunReceipt:
+        """As `Store.read_receipt`."""
+        if reference not in self._read:
+            self._read[reference] = super().read_receipt(reference)
+        return self._read[reference]
+
+    def forget(self) -> None:
+        """The next campaign has others."""
+        self._read.clear()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shelf:
     """A store, listed once: it may hold many thousand receipts."""
 
-    store: Store
+    store: _ReadOnce
     stored: Mapping[str, Decision]
     locations: Mapping[str, str]
 
 
-def _shelf(store: Store, campaigns: set[str], problems: list[str]) -> _Shelf:
+def _shelf(store: _ReadOnce, campaigns: set[str], problems: list[str]) -> _Shelf:
     unreadable: list[LanewiseError] = []
     stored = {decision.decision_id: decision for decision in store.iter_decisions(unreadable)}
     problems += [
@@ -204,13 +222,13 @@ def _read_campaign(
                 f"campaign {campaign_id}: its plan is of {plan.campaign_id}; a renamed copy is no second campaign"
             )
             return
-        if features and not features & {planned.feature for planned in plan.features}:
+        if not _asks(plan, features):
             return
         _record, decisions = analyse(store, campaign_id, now=now, locations=shelf.locations)
         missing = folder.missing()
         for decision in decisions:
             wanted = not features or decision.feature in features
-            if not wanted or decision.feature in NOT_A_FEATURE:
+            if not wanted or decision.feature in PSEUDO:
                 continue
             counted, uncounted, lacking = _receipts(store, decision, shelf.locations)
             found.evidence.append(
@@ -232,6 +250,14 @@ def _read_campaign(
             f"campaign {campaign_id}: its plan, journal and receipts do not fit together "
             f"({type(error).__name__}: {error}); the files were altered, so it proves nothing"
         )
+
+
+def _asks(plan: CampaignPlan, features: set[str]) -> bool:
+    """Whether a campaign can say anything about these features, or about any where none is named; else nothing is read."""
+    if plan.screen_design is not None:
+        return True
+    asked = {split_key(planned.feature)[0] for planned in plan.features} - PSEUDO
+    return bool(asked & features if features else asked)
 
 
 def _receipts(

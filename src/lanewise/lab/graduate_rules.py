@@ -6,7 +6,7 @@ R5 comparable and complete receipts. What two decisions must have in common is i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -56,11 +56,17 @@ class RuleResult:
         return TITLES[self.rule]
 
 
-def apply_rules(evidence: Evidence) -> tuple[RuleResult, ...]:
-    """All five rules, in order."""
+def apply_rules(evidence: Evidence, eager: Sequence[RunReceipt] = ()) -> tuple[RuleResult, ...]:
+    """All five rules, in order.
+
+    Args:
+        evidence: of one decision.
+        eager: profiled runs of the same lane on the same machine class whose blocks were not compiled, newest last; for
+            decisions whose own control hides its ops in compiled blocks.
+    """
     feature = BY_KEY[evidence.decision.feature]
     return (
-        _hot_path(feature, evidence),
+        _hot_path(feature, evidence, eager),
         _narrow_first(feature, evidence),
         _op_table(feature, evidence),
         _no_tax(feature, evidence),
@@ -68,7 +74,7 @@ def apply_rules(evidence: Evidence) -> tuple[RuleResult, ...]:
     )
 
 
-def _hot_path(feature: Feature, evidence: Evidence) -> RuleResult:
+def _hot_path(feature: Feature, evidence: Evidence, eager: Sequence[RunReceipt]) -> RuleResult:
     if feature.role is Role.TAX:
         text = "asks nothing of a tax, which is judged by its budget"
         return RuleResult(rule="R1", ok=None, text=text, shown_by=(evidence.cited,))
@@ -77,6 +83,17 @@ def _hot_path(feature: Feature, evidence: Evidence) -> RuleResult:
     if receipt is None:
         text = "no receipt of the control holds a profiled step; measure with this version"
         return RuleResult(rule="R1", ok=False, text=text, shown_by=(evidence.cited,))
+    where = "the control's step"
+    shown_by: tuple[str, ...] = (receipt.receipt_id,)
+    if receipt.compile.enabled and _hidden(feature, evidence, receipt):
+        # A compiled op has no time of its own, so its share is that of the same backend in the same lane, uncompiled.
+        like = [run for run in eager if _same_code(feature, evidence, run, receipt)]
+        if like:
+            shown_by = (like[-1].receipt_id, receipt.receipt_id)
+            receipt, where = (
+                like[-1],
+                "the step of an eager run of this lane (the control is compiled)",
+            )
     try:
         shares = tuple(_touched(feature, evidence, receipt))
     except ReceiptError as error:
@@ -87,13 +104,31 @@ def _hot_path(feature: Feature, evidence: Evidence) -> RuleResult:
     )
     names = " + ".join(name for name, _share in shares)
     counts = ", ".join(str(share.launches) for _name, share in shares)
-    text = f"{names} takes {total:.1%} of the control's step, {counts} launches in it"
+    text = f"{names} takes {total:.1%} of {where}, {counts} launches in it"
     if total < HOT_SHARE_RATIO:
         text += f"; a hot path takes {HOT_SHARE_RATIO:.0%}"
     if idle:
         text += f"; not run in every step: {', '.join(idle)}"
     ok = total >= HOT_SHARE_RATIO and not idle
-    return RuleResult(rule="R1", ok=ok, text=text, shown_by=(receipt.receipt_id,))
+    return RuleResult(rule="R1", ok=ok, text=text, shown_by=shown_by)
+
+
+def _hidden(feature: Feature, evidence: Evidence, receipt: RunReceipt) -> bool:
+    """Whether a profile shows nothing of an op of the feature."""
+    profile = receipt.profile
+    ops = feature.ops_for(evidence.plan.lane.model)
+    return profile is not None and any(op not in profile.ops for op in ops)
+
+
+def _same_code(feature: Feature, evidence: Evidence, run: RunReceipt, control: RunReceipt) -> bool:
+    """Whether a run shows the feature's ops by the backends that the control ran."""
+
+    def observed(receipt: RunReceipt) -> dict[str, tuple[str, ...]]:
+        return {r.op: r.observed for r in receipt.backends if r.op in ops}
+
+    ops = feature.ops_for(evidence.plan.lane.model)
+    eager = run.profile is not None and not run.compile.enabled
+    return eager and not _hidden(feature, evidence, run) and observed(run) == observed(control)
 
 
 def _touched(
@@ -107,7 +142,9 @@ def _touched(
         if op not in profile.ops:
             raise ReceiptError(
                 f"the profiled step shows nothing of {op}: it never ran, or in compiled blocks, where ops cannot be "
-                "told apart; measure with --set features.regional_compile=off"
+                "told apart. Run `lanewise ablate "
+                f"{evidence.plan.lane.name} --feature {feature.key} --set features.regional_compile=off` with the lane's "
+                "other settings into one of these stores: its eager control shows the share"
             )
         yield op, profile.ops[op]
     if not ops:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -93,12 +93,21 @@ def _without_absent(value: Any) -> Any:
     return value
 
 
+_encode_text = json.JSONEncoder(ensure_ascii=False).encode
+"""Escapes exactly what RFC 8785 escapes: quote, backslash and controls, in the same short forms."""
+
+
 def _encode(value: Any) -> str:
+    encode = _BY_TYPE.get(type(value))
+    return _encode_other(value) if encode is None else encode(value)
+
+
+def _encode_other(value: Any) -> str:
+    """Of everything that is not of one of JSON's own Python types, among them their subclasses."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        # json.dumps escapes exactly what RFC 8785 escapes: quote, backslash and controls, in the same short forms.
-        return json.dumps(str(value), ensure_ascii=False)
+        return _encode_text(str(value))
     if isinstance(value, int):
         return _encode_integer(int(value))
     if isinstance(value, float):
@@ -108,7 +117,7 @@ def _encode(value: Any) -> str:
     if isinstance(value, Mapping):
         return _encode_object(value)
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
-        return "[" + ",".join(_encode(item) for item in value) + "]"
+        return _encode_array(value)
     raise TypeError(
         f"canonical JSON has no form for {type(value).__name__}; pass numbers, strings, lists or dicts"
     )
@@ -118,8 +127,15 @@ def _encode_object(value: Mapping[Any, Any]) -> str:
     for key in value:
         if not isinstance(key, str):
             raise TypeError(f"canonical JSON needs string keys, got {key!r}")
-    ordered = sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
-    return "{" + ",".join(f"{_encode(key)}:{_encode(value[key])}" for key in ordered) + "}"
+    if all(map(str.isascii, value)):
+        ordered = sorted(value)  # code points, which are code units here
+    else:
+        ordered = sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
+    return "{" + ",".join([f"{_encode_text(key)}:{_encode(value[key])}" for key in ordered]) + "}"
+
+
+def _encode_array(value: Sequence[Any]) -> str:
+    return "[" + ",".join([_encode(item) for item in value]) + "]"
 
 
 def _encode_integer(value: int) -> str:
@@ -136,7 +152,10 @@ def _encode_float(value: float) -> str:
         raise ValueError(f"canonical JSON cannot hold {value}; write null and give the reason")
     if value == 0.0:
         return "0"
-    sign, digit_tuple, exponent = Decimal(repr(value)).as_tuple()
+    shortest = repr(value)
+    if "e" not in shortest:
+        return shortest.removesuffix(".0")
+    sign, digit_tuple, exponent = Decimal(shortest).as_tuple()
     digits = "".join(map(str, digit_tuple)).rstrip("0")
     assert isinstance(exponent, int)
     # The value is 0.<digits> × 10^point.
@@ -151,3 +170,12 @@ def _encode_float(value: float) -> str:
     mantissa = digits[0] + ("." + digits[1:] if len(digits) > 1 else "")
     power = point - 1
     return f"{prefix}{mantissa}e{'+' if power > 0 else '-'}{abs(power)}"
+
+
+_BY_TYPE: dict[type, Callable[[Any], str]] = {
+    str: _encode_text,
+    float: _encode_float,
+    dict: _encode_object,
+    list: _encode_array,
+    int: _encode_integer,
+}

@@ -13,6 +13,7 @@ from functools import reduce
 from types import MappingProxyType
 
 from lanewise.lane.index_layers import attends_densely
+from lanewise.lane.op_choice import attention_has_one_backend, runs_op
 from lanewise.lane.pattern import layer_letters
 from lanewise.lane.schema import ModelSpec
 from lanewise.lane.tax_rules import (
@@ -80,6 +81,8 @@ class Feature:
         screened: whether `ablate` takes it up without being asked for it by name.
         misfit: why the sizes of a model do not allow it, or None.
         narrow: feature that a broad fusion must beat: its control has that one on.
+        control_notes: device type → what replaces `control_note` there.
+        no_choice: why both states run the same code for a model on a device type, so that there is nothing to measure, or None.
     """
 
     key: str
@@ -101,6 +104,12 @@ class Feature:
     screened: bool = True
     misfit: Callable[[ModelSpec], str | None] = lambda _: None
     narrow: str | None = None
+    control_notes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    no_choice: Callable[[ModelSpec, str], str | None] = lambda _model, _device_type: None
+
+    def note_on(self, device_type: str) -> str:
+        """Why the control is honest on this device."""
+        return self.control_notes.get(device_type, self.control_note)
 
     def ops_for(self, model: ModelSpec) -> tuple[str, ...]:
         """Ops that any state sets and this model runs, sorted."""
@@ -133,29 +142,9 @@ class Feature:
         return self.misfit(model)
 
 
-ALTERNATIVE_OPS: Mapping[str, Callable[[ModelSpec], bool]] = MappingProxyType(
-    {
-        "ssm_scan": lambda model: _mamba3_rank(model) == 1,
-        "mimo_scan": lambda model: _mamba3_rank(model) > 1,
-        "ssd_scan": lambda model: _is_mamba2(model),
-    }
-)
-"""Ops of which a block runs one or another, by its table, and the models that run each."""
-
-
-def _is_mamba2(model: ModelSpec) -> bool:
-    return model.mamba is not None and model.mamba.version == "mamba2"
-
-
-def _mamba3_rank(model: ModelSpec) -> int:
-    """0 without Mamba-3."""
-    mamba = model.mamba
-    return mamba.mimo_rank if mamba is not None and mamba.version == "mamba3" else 0
-
-
-def runs_op(op: str, model: ModelSpec) -> bool:
-    """Whether a model that has the blocks of an op runs it, rather than an alternative of it."""
-    return op not in ALTERNATIVE_OPS or ALTERNATIVE_OPS[op](model)
+def _everywhere(*preference: str) -> dict[str, Preference]:
+    """The same backends on a CPU and on a GPU: torch code that runs on either."""
+    return {"cpu": preference, "cuda": preference}
 
 
 def _op_switch(
@@ -211,10 +200,13 @@ FEATURES: tuple[Feature, ...] = (
             "ssm_scan",
             "mimo_scan",
             "ssd_scan",
-            off={"cpu": ("recurrence.torch",)},
-            on={"cpu": ("chunked.torch",)},
+            off=_everywhere("recurrence.torch"),
+            on=_everywhere("chunked.torch"),
         ),
         control_note="the step recurrence: no installable Mamba package runs on a CPU",
+        control_notes={
+            "cuda": "the step recurrence, a slow reference: the Triton kernels of mamba-ssm have no adapter here yet"
+        },
         default_state="on",
         stance="default on",
     ),
@@ -225,9 +217,12 @@ FEATURES: tuple[Feature, ...] = (
         family=None,
         letters=frozenset("R"),
         settings=_op_switch(
-            "m2rnn_scan", off={"cpu": ("loop.torch",)}, on={"cpu": ("fused.torch",)}
+            "m2rnn_scan", off=_everywhere("loop.torch"), on=_everywhere("fused.torch")
         ),
         control_note="the autograd loop: no installable M2RNN package runs on a CPU",
+        control_notes={
+            "cuda": "the autograd loop, a slow reference: the public Triton kernels have no adapter here yet"
+        },
         default_state="on",
         stance="default on",
     ),
@@ -238,7 +233,7 @@ FEATURES: tuple[Feature, ...] = (
         family="fused_residual",
         letters=frozenset(),
         settings=_op_switch(
-            "add_norm", off={"cpu": ("composed.torch",)}, on={"cpu": ("fused.torch",)}
+            "add_norm", off=_everywhere("composed.torch"), on=_everywhere("fused.torch")
         ),
         control_note="x + residual, then torch's own rms_norm",
         default_state="on",
@@ -252,7 +247,7 @@ FEATURES: tuple[Feature, ...] = (
         letters=frozenset("A"),
         needs_dense_attention=True,
         settings=_op_switch(
-            "mla_ingress", off={"cpu": ("reshaped.torch",)}, on={"cpu": ("assembled.torch",)}
+            "mla_ingress", off=_everywhere("reshaped.torch"), on=_everywhere("assembled.torch")
         ),
         needs_values={"attention.form": "expanded"},
         control_note="split, rotate, expand, concatenate: what public MLA modules do",
@@ -280,7 +275,7 @@ FEATURES: tuple[Feature, ...] = (
         family="fused_moe",
         letters=frozenset("E"),
         settings=_op_switch(
-            "moe_experts", off={"cpu": ("padded.torch",)}, on={"cpu": ("sorted.torch",)}
+            "moe_experts", off=_everywhere("padded.torch"), on=_everywhere("sorted.torch")
         ),
         control_note="the article's standard path: permute, pad, batched GEMM, unpad, unpermute",
         default_state="on",
@@ -293,7 +288,7 @@ FEATURES: tuple[Feature, ...] = (
         family=None,
         letters=frozenset(),
         settings=_op_switch(
-            "linear_cross_entropy", off={"cpu": ("plain.torch",)}, on={"cpu": ("chunked.torch",)}
+            "linear_cross_entropy", off=_everywhere("plain.torch"), on=_everywhere("chunked.torch")
         ),
         control_note="full logits, then torch's cross_entropy",
         default_state="on",
@@ -306,9 +301,14 @@ FEATURES: tuple[Feature, ...] = (
         family=None,
         letters=frozenset(),
         settings=_op_switch(
-            "optimizer_step", off={"cpu": ("per_tensor.torch",)}, on={"cpu": ("fused.torch",)}
+            "optimizer_step",
+            off={"cpu": ("per_tensor.torch",), "cuda": ("foreach.torch",)},
+            on=_everywhere("fused.torch"),
         ),
         control_note="torch.optim.AdamW's own CPU default, one tensor at a time; Muon one matrix at a time",
+        control_notes={
+            "cuda": "torch.optim.AdamW's own CUDA default, lists of tensors; Muon as in fused.torch"
+        },
         default_state="on",
         stance="default on",
     ),
@@ -319,8 +319,12 @@ FEATURES: tuple[Feature, ...] = (
         family="backend_dispatch",
         letters=frozenset("AG"),
         needs_dense_attention=True,
-        settings=_op_switch("attention_core", off={"cpu": ("sdpa.torch",)}, on={"cpu": ()}),
+        settings=_op_switch("attention_core", off=_everywhere("sdpa.torch"), on=_everywhere()),
         control_note="scaled_dot_product_attention called as it is; on = the dispatcher's measured order",
+        control_notes={
+            "cuda": "scaled_dot_product_attention called as it is; on = the dispatcher's order, not measured on a GPU"
+        },
+        no_choice=attention_has_one_backend,
         default_state="on",
         stance="centralised",
     ),

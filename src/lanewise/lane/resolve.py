@@ -15,9 +15,10 @@ from lanewise.errors import LaneError, NotBuiltError, UsageError
 from lanewise.lane import machine
 from lanewise.lane.config import Config, apply_config
 from lanewise.lane.digest import config_digest, lane_digest, model_digest
-from lanewise.lane.features import BY_KEY, FEATURES, Feature, Preference, runs_op
+from lanewise.lane.features import BY_KEY, FEATURES, Feature, Preference
 from lanewise.lane.ledger import Ledger, LedgerAnswer, LedgerEntry, VersionOf
 from lanewise.lane.names import canonical_name
+from lanewise.lane.op_choice import runs_op
 from lanewise.lane.resolved import FeatureDecision, FeatureSource, ResolvedLane
 from lanewise.lane.schema import Lane, ModelSpec
 from lanewise.lane.suggest import did_you_mean

@@ -53,11 +53,13 @@ class Shares:
         step_seconds: the whole step, by the host.
         ops: op → seconds.
         blocks: letter → seconds.
+        device_busy: in which a kernel or a copy ran on the device; None where none was launched.
     """
 
     step_seconds: float
     ops: Mapping[str, float]
     blocks: Mapping[str, float]
+    device_busy: float | None
 
 
 def profiled(step: Callable[[], object], *, device_type: str) -> list[Event]:
@@ -98,15 +100,24 @@ def shares(events: Iterable[Event]) -> Shares:
     if step is None:
         raise ValueError(f"the profile has no range {STEP!r}")
     host = [event for event in events if event.launched_by is None]
-    # CUPTI repeats annotations on the device's time line; they are no kernels.
-    kernels = [
-        e for e in events if e.launched_by is not None and not e.name.startswith("lanewise.")
-    ]
+    # CUPTI repeats annotations on the device's time line, ours and those of torch's optimizers; they are no kernels.
+    annotations = {event.name for event in host}
+    kernels = [e for e in events if e.launched_by is not None and e.name not in annotations]
     return Shares(
         step_seconds=(step.end - step.start) / 1e9,
         ops=_seconds(host, kernels, OP, walls=BLOCK),
         blocks=_seconds(host, kernels, BLOCK, walls=None),
+        device_busy=_union(kernels) / 1e9 if kernels else None,
     )
+
+
+def _union(kernels: Sequence[Event]) -> int:
+    """Nanoseconds in which one of them ran at least; they are in the order of their starts."""
+    covered = until = 0
+    for kernel in kernels:
+        covered += max(0, kernel.end - max(kernel.start, until))
+        until = max(until, kernel.end)
+    return covered
 
 
 def _event(found: Any) -> Event:

@@ -279,6 +279,9 @@ class Decision(Record):
     """Loss over matched seeds; null if the mathematics are the same."""
     backend_versions: BackendVersions = Field(default_factory=dict)
     """Of both arms, for the ops this feature sets; the evidence expires when one of them changes."""
+    host_bound: str | None = None
+    """Which arms leave their device idle for much of a step, in words: such a ratio is one of the host's time. Null where the
+    device works, and where nothing is known about it, as on a CPU."""
 
 
 class PlannedFeature(Record):

@@ -33,6 +33,9 @@ class StepProfile(Record):
     """Op → share; ops inside compiled blocks cannot be told apart and are left out."""
     blocks: dict[str, StepShare]
     """Pattern letter, or `mtp` → share of all blocks of that kind."""
+    device_busy_seconds: Seconds | None = None
+    """Of that step, time in which the device ran a kernel or a copy; null on a CPU. Kernels take as long as without a
+    profiler, the host's part does not: to be compared with the timed steps, not with this one."""
 
 
 class LedgerMark(Record):

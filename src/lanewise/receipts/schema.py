@@ -41,6 +41,7 @@ FIELDS_SINCE: Mapping[str, str] = MappingProxyType(
         "routing.expert_picks_cv": "1.1.0",
         "routing.null_ratio": "1.1.0",
         "machine.instance_source": "1.2.0",
+        "timing.between_steps_seconds": "1.2.0",
         "goodput_by_rank": "1.2.0",
         "profile": "1.2.0",
         "backend_versions": "1.2.0",
@@ -161,6 +162,9 @@ class Timing(Record):
     event_wall_gap_ratio: float | None
     step_tags: dict[str, NonNegativeInt] = Field(default_factory=dict)
     """Tag → number of steps carrying it (`gc`, `checkpoint`, `eval`, `compile`)."""
+    between_steps_seconds: Seconds | None = None
+    """What the host does around the timed part of a steady step, mean: reading results out, writing them down, meters. No
+    step's duration contains it, and device events around a step contain it in part."""
 
 
 class Throughput(Record):

@@ -164,11 +164,13 @@ class Store:
     def read_steps(self, reference: str) -> StepSeries | None:
         """The per-step series of a receipt, checked against its digest; None when it has none."""
         location = self.locate_receipt(reference)
-        receipt = parse_receipt(_read(location), location)
-        for artifact in receipt.artifacts:
-            if artifact.kind == STEPS_KIND:
-                return _read_series(location, artifact)
-        return None
+        return self.steps_of(parse_receipt(_read(location), location), location)
+
+    def steps_of(self, receipt: RunReceipt, location: str) -> StepSeries | None:
+        """`read_steps` of a receipt that was read from a location."""
+        found = (artifact for artifact in receipt.artifacts if artifact.kind == STEPS_KIND)
+        artifact = next(found, None)
+        return None if artifact is None else _read_series(location, artifact)
 
     def read_decision(self, decision_id: str) -> Decision:
         """Read a decision by its id or a path."""

@@ -58,13 +58,16 @@ def profile_run(
         missing["profile"] = reason
         return None
     with goodput.span("profiler"):
-        return profile_step(
+        profile = profile_step(
             loop.untimed_step,
             ops=ops,
             model=loop.model,
             optimizer=loop.optimizer,
             device_type=request.resolved.device_type,
         )
+    if profile.device_busy_seconds is None:
+        missing["profile.device_busy_seconds"] = "nothing was launched on a device"
+    return profile
 
 
 def profile_step(
@@ -128,6 +131,7 @@ def _profile(found: Shares, calls: Mapping[str, int]) -> StepProfile:
         step_seconds=found.step_seconds,
         ops=share(OP, found.ops),
         blocks=share(BLOCK, found.blocks),
+        device_busy_seconds=found.device_busy,
     )
 
 

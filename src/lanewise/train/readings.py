@@ -48,6 +48,7 @@ class MachineWatch:
     Attributes:
         meters: of the device.
         is_alone: whether the process holds no other run, so that what the process counts is this run's.
+        is_started: whether the windows are open.
     """
 
     def __init__(self, gpu: Gpu | None, host: Host, request: RunRequest) -> None:
@@ -63,17 +64,19 @@ class MachineWatch:
         self.is_alone = place is None or place.design != "toggle"
         self._tensor_pipes = None if gpu is None else TensorPipeWatch()
         self._host = HostWatch(host, request.cores) if request.experiment is None else None
-        self._started = False
+        self.is_started = False
+
+    def start(self) -> None:
+        """The first step is next: open every window. Once a run, and long beside what a step costs: it loads NVML."""
+        self.is_started = True
+        if self._tensor_pipes is not None:
+            self._tensor_pipes.start()
+        self.meters.start()
+        if self._host is not None:
+            self._host.start()
 
     def before_step(self) -> None:
-        """A step begins; the first one starts every window."""
-        if not self._started:
-            self._started = True
-            if self._tensor_pipes is not None:
-                self._tensor_pipes.start()
-            self.meters.start()
-            if self._host is not None:
-                self._host.start()
+        """A step begins."""
         self.meters.before_step()
 
     def after_step(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ A check is about whether the run may count as evidence, never about whether it w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,7 @@ class RunFacts:
         choices: op → how its backend was chosen.
         observations: op → what ran during the steps.
         recorder: per-step series.
+        between_seconds: per step, what the host did around its timed part.
         expert_loads: per step int64 [E layers, E + 1], picks per expert and of null slots; empty where not measured or
             without E layers.
         auxiliary_losses: name → unweighted value of every step that had it.
@@ -97,6 +99,7 @@ class RunFacts:
     choices: Mapping[str, Choice]
     observations: Mapping[str, Observation]
     recorder: StepRecorder
+    between_seconds: Sequence[float]
     expert_loads: Sequence[np.ndarray]
     auxiliary_losses: Mapping[str, Sequence[float]]
     layer_losses: Mapping[tuple[int, str], Sequence[float]]
@@ -279,6 +282,11 @@ def _timing(facts: RunFacts, series: StepSeries, missing: dict[str, str]) -> Tim
         window = (
             series.start_seconds[-1] + series.duration_seconds[-1] - series.start_seconds[first]
         )
+    between = None
+    if steady:
+        between = math.fsum(facts.between_seconds[facts.warmup.steps :]) / len(steady)
+    else:
+        missing["timing.between_steps_seconds"] = "no steady steps"
     gap = None
     if isinstance(facts.readings.device_step_seconds, str):
         missing["timing.event_wall_gap_ratio"] = facts.readings.device_step_seconds
@@ -293,6 +301,7 @@ def _timing(facts: RunFacts, series: StepSeries, missing: dict[str, str]) -> Tim
         window_duration_seconds=window,
         event_wall_gap_ratio=gap,
         step_tags=facts.recorder.tag_counts(),
+        between_steps_seconds=between,
     )
 
 

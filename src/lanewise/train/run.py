@@ -214,14 +214,21 @@ class Run:
 
     def step(self) -> StepResult:
         """Take one optimizer step and record it."""
+        if not self._watch.is_started:
+            with self.goodput.span("training_prep"):
+                self._watch.start()
         asked_ns = self._clock()
         self._watch.before_step()
         start_ns = self._clock()
         result = self._loop.step()
         ended_ns = self._clock()
-        result = dataclasses.replace(result, tags=(*result.tags, *self._watch.after_step()))
+        more_tags = self._watch.after_step()
+        if more_tags:
+            result = dataclasses.replace(result, tags=(*result.tags, *more_tags))
         self.log.watching_ns += start_ns - asked_ns + self._clock() - ended_ns
         self.log.take(result, start_seconds=(start_ns - self._start_ns) / 1e9)
+        around_seconds = (self._clock() - asked_ns) / 1e9
+        self.log.between_seconds.append(around_seconds - result.duration_seconds)
         return result
 
     def save_checkpoint(self) -> Path | None:
@@ -331,6 +338,7 @@ class Run:
                 choices=self.ops.choices,
                 observations=observations,
                 recorder=self.log.recorder,
+                between_seconds=self.log.between_seconds,
                 expert_loads=self.log.expert_loads,
                 auxiliary_losses=self.log.auxiliary_losses,
                 layer_losses=self.log.layer_losses,

@@ -26,6 +26,7 @@ class StepLog:
         layer_losses: layer and name → the same of single layers.
         writing_ns: time spent on writing down.
         watching_ns: time spent on meters of the machine, before and after steps.
+        between_seconds: per step, what the host did around its timed part: all of the above, and nothing a device waits for.
         protocol_ns: time spent on messages to and from the lab, waiting left out.
     """
 
@@ -34,6 +35,7 @@ class StepLog:
         self.expert_loads: list[np.ndarray] = []
         self.auxiliary_losses: dict[str, list[float]] = {}
         self.layer_losses: dict[tuple[int, str], list[float]] = {}
+        self.between_seconds: list[float] = []
         self.writing_ns = 0
         self.watching_ns = 0
         self.protocol_ns = 0
