@@ -1,18 +1,19 @@
 """Plans of other versions: older ones are read as what they were, newer ones are left to a newer program."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from lanewise.errors import CampaignError
 from lanewise.lab.analyse import analyse_campaign
 from lanewise.lab.campaign import CampaignFolder, stored_plans
-from lanewise.lab.plan import PLAN_SCHEMA_VERSION
+from lanewise.lab.plan import FIELDS_SINCE_1_1, PLAN_SCHEMA_VERSION, CampaignPlan, FeaturePlan
 from lanewise.receipts.decision import Boundary
 from tests.lab.fake import options
 from tests.lab.test_session import with_effect
 
-SINCE_1_1 = ("mode", "effect_log")
+GOLDEN = Path(__file__).parent / "golden"
 OF_FEATURES_SINCE_1_1 = ("boundary", "detectable_log")
 
 
@@ -30,7 +31,7 @@ def rewritten(world, change):
 
 def as_1_0(document):
     document["schema_version"] = "1.0.0"
-    for key in SINCE_1_1:
+    for key in FIELDS_SINCE_1_1:
         del document[key]
     for feature in document["features"]:
         for key in OF_FEATURES_SINCE_1_1:
@@ -73,3 +74,22 @@ def test_a_later_attempt_at_a_block_comes_after_the_blocks_that_were_run_before_
     folder.journal.append(first.model_copy(update={"attempt": 2}))
     assert [block for _, block in folder.finished()] == [2, 3, 1]
     assert folder.finished()["fused_moe", 1].attempt == 2
+
+
+def test_every_field_that_1_0_did_not_know_is_written_down_and_has_a_default():
+    old = json.loads((GOLDEN / "plan-1.0.json").read_text(encoding="utf-8"))
+    assert PLAN_SCHEMA_VERSION.startswith("1.1."), "a new version writes down its own fields"
+    assert CampaignPlan.model_fields.keys() - old.keys() == FIELDS_SINCE_1_1
+    assert FeaturePlan.model_fields.keys() - old["features"][0].keys() == set(OF_FEATURES_SINCE_1_1)
+    plan = CampaignPlan.model_validate(old)
+    for name in FIELDS_SINCE_1_1:
+        field = CampaignPlan.model_fields[name]
+        assert getattr(plan, name) == field.get_default(call_default_factory=True)
+
+
+def test_a_plan_of_1_1_without_an_empty_field_is_read_as_it_was_written():
+    written = (GOLDEN / "plan-1.1.json").read_bytes()
+    plan = CampaignPlan.model_validate_json(written)
+    assert plan.schema_version == PLAN_SCHEMA_VERSION
+    assert json.loads(plan.model_dump_json()) == json.loads(written)
+    assert json.loads(written).keys() == CampaignPlan.model_fields.keys()

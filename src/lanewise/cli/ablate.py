@@ -25,11 +25,14 @@ from lanewise.cli.campaign_options import (
     FeatureOption,
     LaneArgument,
     PinOption,
+    RetryCrashedOption,
     SeedOption,
     SetOption,
     StepsOption,
     TargetLossOption,
     ThreadsOption,
+    check_resume,
+    given_flags,
 )
 from lanewise.cli.output import DeviceOption, JsonFlag, StoreOption, console, print_json, store_root
 from lanewise.errors import RunInterrupted, UsageError
@@ -53,6 +56,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ablate(
+    context: typer.Context,
     lane: LaneArgument,
     campaign: CampaignArgument = None,
     features: FeatureOption = None,
@@ -75,6 +79,7 @@ def ablate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Run the missing blocks of an unfinished campaign.")
     ] = False,
+    retry_crashed: RetryCrashedOption = False,
     fail_on: Annotated[
         str | None,
         typer.Option("--fail-on", metavar="LIST", help="Exit 1 on slower, over_budget, invalid."),
@@ -84,13 +89,11 @@ def ablate(
 ) -> int:
     """Measure which features move step time on a lane, in matched, interleaved runs."""
     from lanewise.cli.ablate_view import CampaignView
+    from lanewise.lab.resume import Given
     from lanewise.lab.verdicts import exit_code, parse_fail_on
 
     verdicts = parse_fail_on(fail_on)
-    if campaign is not None and not resume:
-        raise UsageError(
-            f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
-        )
+    check_resume(campaign, resume=resume, retry_crashed=retry_crashed)
     options = _options(
         lane,
         features,
@@ -114,7 +117,13 @@ def ablate(
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
         if resume:
-            result = lab.resume(options.lane, options.machine_class, campaign)
+            result = lab.resume(
+                options.lane,
+                options.machine_class,
+                campaign,
+                given=Given(options=options, flags=given_flags(context)),
+                retry_crashed=retry_crashed,
+            )
         else:
             result = lab.start(options)
     _print_result(result, lab, as_json=as_json)

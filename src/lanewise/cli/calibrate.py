@@ -9,15 +9,20 @@ import typer
 from lanewise.cli import ablate
 from lanewise.cli.campaign_options import (
     BlockDesignOption,
+    CacheOption,
     ConfigOption,
     DataOption,
     LaneArgument,
+    PinOption,
+    RetryCrashedOption,
     SeedOption,
     SetOption,
     ThreadsOption,
+    check_resume,
+    given_flags,
 )
 from lanewise.cli.output import DeviceOption, JsonFlag, StoreOption, console, print_json
-from lanewise.errors import RunInterrupted, UsageError
+from lanewise.errors import RunInterrupted
 
 if TYPE_CHECKING:
     from lanewise.lab.calibrate import CalibrationResult
@@ -35,6 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate(
+    context: typer.Context,
     lane: LaneArgument,
     campaign: Annotated[
         str | None,
@@ -64,9 +70,12 @@ def calibrate(
     config: ConfigOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
+    pin: PinOption = True,
+    cache: CacheOption = "warm",
     resume: Annotated[
         bool, typer.Option("--resume", help="Run the missing blocks of an unfinished calibration.")
     ] = False,
+    retry_crashed: RetryCrashedOption = False,
     store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> int:
@@ -87,10 +96,7 @@ def calibrate(
     from lanewise.lab.prepare import CampaignOptions
     from lanewise.lane.machine import DEFAULT_CPU_THREADS, choose_device, detect_machine_class
 
-    if campaign is not None and not resume:
-        raise UsageError(
-            f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
-        )
+    check_resume(campaign, resume=resume, retry_crashed=retry_crashed)
     device_type = choose_device(device)
     options = CalibrateOptions(
         campaign=CampaignOptions(
@@ -105,6 +111,8 @@ def calibrate(
             seed=seed,
             num_threads=threads or DEFAULT_CPU_THREADS,
             data_path=data,
+            pin=pin,
+            cache=cache,
         ),
         blocks=blocks,
         control_ratio=None if control is None else parse_control(control),
@@ -112,7 +120,16 @@ def calibrate(
     )
     with ablate._terminable(), CampaignView(console(stderr=True)) as view:
         lab = ablate._lab(store, view)
-        result = resume_calibration(lab, options, campaign) if resume else run(lab, options)
+        if resume:
+            result = resume_calibration(
+                lab,
+                options,
+                campaign,
+                flags=given_flags(context),
+                retry_crashed=retry_crashed,
+            )
+        else:
+            result = run(lab, options)
     _print(result, lab, as_json=as_json)
     if result.interrupted:
         raise RunInterrupted(
@@ -154,12 +171,14 @@ def _print(result: CalibrationResult, lab: Lab, *, as_json: bool) -> None:
 
 def _exit_code(result: CalibrationResult) -> int:
     """0 as it should be, 3 the instrument failed or a part was not run, 4 biased."""
+    from lanewise.lab.instruments import observer_fails
+
     calibration = result.calibration
     if calibration is None or result.problems:
         return EXIT_INVALID
     control, observer = calibration.control, calibration.observer
     if control is not None and control.found != (control.planted_log > 0):
         return EXIT_INVALID
-    if observer is not None and observer.contains_direct is False:
+    if observer is not None and observer_fails(observer):
         return EXIT_INVALID
     return EXIT_INCONCLUSIVE if calibration.biased else 0

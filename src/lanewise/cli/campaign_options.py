@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from lanewise.errors import UsageError
+
 LaneArgument = Annotated[
     str, typer.Argument(help="Lane name or TOML file; see `lanewise lane list`.")
 ]
@@ -110,6 +112,41 @@ CacheOption = Annotated[
         help="Compiled runs find their code ready, or compile from nothing; cold takes 3 blocks or more.",
     ),
 ]
+RetryCrashedOption = Annotated[
+    bool,
+    typer.Option(
+        "--retry-crashed",
+        help="With --resume: blocks that crashed twice, which is all a campaign gives them, get two more attempts.",
+    ),
+]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="Text, JSONL or Parquet; replaces the lane's data.")
 ]
+
+
+def given_flags(context: typer.Context) -> frozenset[str]:
+    """Options that were typed, by their long names; those left at their defaults are not among them."""
+    typed = set()
+    for parameter in context.command.params:
+        source = None if parameter.name is None else context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "COMMANDLINE":
+            typed.add(max(parameter.opts, key=len))
+    return frozenset(typed)
+
+
+def check_resume(campaign: str | None, *, resume: bool, retry_crashed: bool) -> None:
+    """Refuse what only makes sense beside `--resume`.
+
+    Raises:
+        UsageError: a campaign or `--retry-crashed` stands without it.
+    """
+    if resume:
+        return
+    if campaign is not None:
+        raise UsageError(
+            f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
+        )
+    if retry_crashed:
+        raise UsageError(
+            "--retry-crashed was given without --resume, and a new campaign has no crashed blocks; add --resume"
+        )

@@ -265,8 +265,9 @@ def _feature_gaps(feature: str, planned_blocks: int, decision: Decision | None) 
 
 def resume_command(campaign: CampaignRecord) -> str:
     """What to type to finish an incomplete campaign."""
-    verb = "screen" if campaign.mode == "screen" else "ablate"
-    return f"lanewise {verb} {campaign.lane.name} --resume {campaign.campaign_id}"
+    verb = campaign.started_by or ("screen" if campaign.mode == "screen" else "ablate")
+    again = " --retry-crashed" if campaign.used_up_blocks else ""
+    return f"lanewise {verb} {campaign.lane.name} --resume {campaign.campaign_id}{again}"
 
 
 def receipt_ids(decisions: Sequence[Decision]) -> tuple[str, ...]:
