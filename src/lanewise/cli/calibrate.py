@@ -44,10 +44,18 @@ def calibrate(
     lane: LaneArgument,
     campaign: Annotated[
         str | None,
-        typer.Argument(metavar="[CAMPAIGN]", help="With --resume: which; default the newest."),
+        typer.Argument(
+            metavar="[CAMPAIGN]", help="With --resume: which calibration; default the newest."
+        ),
     ] = None,
     blocks: Annotated[
-        int, typer.Option("--blocks", min=8, max=99, help="A/A blocks; 16 give δ = 1.1 block SDs.")
+        int,
+        typer.Option(
+            "--blocks",
+            min=8,
+            max=99,
+            help="A/A blocks; 16 give a margin δ of about 1.1 SDs of a block.",
+        ),
     ] = 16,
     budget: Annotated[
         str, typer.Option("--budget", metavar="TIME", help="Wall time for everything: 5m, 1h.")
@@ -61,7 +69,11 @@ def calibrate(
         ),
     ] = None,
     observer: Annotated[
-        bool, typer.Option("--observer", help="Run a bare against an observed loop as well.")
+        bool,
+        typer.Option(
+            "--observer",
+            help="Check what measuring costs: by accounting, and a bare against an observed loop.",
+        ),
     ] = False,
     block_design: BlockDesignOption = None,
     seed: SeedOption = 0,
@@ -81,9 +93,18 @@ def calibrate(
 ) -> int:
     """Measure noise, bias and false-positive rate of a lane with arms that do not differ (A/A).
 
-    Plans and verdicts of `ablate` use the newest valid calibration of the lane on this machine class and software; it
-    expires after 30 days. Calibrating again pools what agrees and narrows the margin δ. Exit 3 when the instrument
-    failed (the planted delay was not found, or an effect was found where none is), 4 when the A/A is biased.
+    Both arms are the same, so every difference is noise: how far blocks spread, whether their mean is off zero, and how
+    often the statistics would call a difference. δ, the smallest effect that gets a verdict, follows from it.
+
+    Plans and verdicts of `ablate` use the newest valid calibration of the lane on this machine class, software, block
+    design, threads, --pin and --cache; it expires after 30 days. Calibrating again pools what agrees and narrows δ.
+
+    Two tests of the lab itself come after the A/A where asked for: `--control 5%` slows arm B by a known share, which must be
+    found; `--observer` runs a loop that measures nothing against one that does.
+
+    Exit codes: 3 the instrument failed: the planted delay was not found, one was found where none is, observing takes
+    0.5 % of the timed step or more, the campaign contradicts that accounting at 99.9 %, or a part was not run. 4 the A/A is
+    biased at 95 %, as one in twenty is by chance: repeat it. 0 otherwise.
     """
     from lanewise.cli.ablate_view import CampaignView
     from lanewise.lab.calibrate import (
@@ -165,8 +186,25 @@ def _print(result: CalibrationResult, lab: Lab, *, as_json: bool) -> None:
     if result.calibration is not None:
         for line in calibration_lines(result.calibration):
             out.print(Text(line), soft_wrap=True)
-    for line in (*result.problems, *(f"report: {report}" for report in reports)):
+    for line in (
+        *_too_much(result),
+        *result.problems,
+        *(f"report: {report}" for report in reports),
+    ):
         out.print(Text(line), soft_wrap=True)
+
+
+def _too_much(result: CalibrationResult) -> tuple[str, ...]:
+    """A line where observing takes more of a step than the lab allows itself."""
+    from lanewise.lab.instruments import LARGEST_IN_STEP_RATIO
+
+    observer = None if result.calibration is None else result.calibration.observer
+    if observer is None or observer.in_step_ratio < LARGEST_IN_STEP_RATIO:
+        return ()
+    return (
+        f"observing takes {observer.in_step_ratio:.2%} of the timed step, and {LARGEST_IN_STEP_RATIO:.1%} is what the lab "
+        "allows itself; measure a lane of longer steps, e.g. with --set batch.micro_batch_size",
+    )
 
 
 def _exit_code(result: CalibrationResult) -> int:

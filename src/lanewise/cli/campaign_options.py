@@ -21,7 +21,8 @@ FeatureOption = Annotated[
     typer.Option(
         "--feature",
         metavar="KEY",
-        help="Measure only this feature; repeat for more. `none` is an A/A, `full_stack` all at once.",
+        help="Measure only this feature of `lanewise feature list`; repeat for more. `none` is an A/A, `full_stack` all "
+        "at once.",
         show_default="all that apply",
     ),
 ]
@@ -39,7 +40,7 @@ BlockDesignOption = Annotated[
     Literal["lockstep", "sequential"] | None,
     typer.Option(
         "--block-design",
-        help="Both arms alive and taking turns, or one process after another.",
+        help="Both arms alive and taking turns, or one process after another, which is noisier and needs half the memory.",
         show_default="lockstep where two copies fit in memory",
     ),
 ]
@@ -62,7 +63,8 @@ ClaimsOption = Annotated[
     Literal["each", "family"],
     typer.Option(
         "--claims",
-        help="Each feature errs with 5 %, or the family of all features shares it, which graduation of several needs.",
+        help="What errs with 5 %: each feature by itself, or the family of all features together. Graduation corrects for "
+        "all that a campaign asked, so several features that shall become defaults are planned as a family.",
     ),
 ]
 StepsOption = Annotated[
@@ -84,7 +86,9 @@ TargetLossOption = Annotated[
         show_default="the worse of both arms' last losses",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed of the order in which blocks and arms run.")
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads of a process.", show_default="1 on a CPU"),
@@ -92,12 +96,16 @@ ThreadsOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="PATH=VALUE", help="Change one setting of the lane; repeat for more."
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change one setting of the lane, e.g. batch.micro_batch_size=8; repeat for more.",
     ),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML or YAML with speed_defaults and taxes."),
+    typer.Option(
+        "--config", metavar="FILE", help="TOML or YAML with speed_defaults and experimental_taxes."
+    ),
 ]
 PinOption = Annotated[
     bool,

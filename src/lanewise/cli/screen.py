@@ -82,6 +82,9 @@ def screen(
 ) -> int:
     """Rank features cheaply and say which deserve a campaign; proves nothing.
 
+    For many features and little time: two minutes say where to look, and the last line is the `lanewise ablate` that
+    would confirm what looks likely, with blocks enough to find it and its cost.
+
     `toggle` builds both arms of a feature in one process and lets them take turns, so it needs one process a feature. Arms
     that share a process share its memory layout and caches, which has been seen to turn a result round: the words are
     LIKELY_FASTER, LIKELY_SLOWER and UNCLEAR, and no such decision can graduate. `plackett-burman` runs rows of a design

@@ -294,7 +294,7 @@ def stack_sentence(campaign: CampaignRecord, decisions: Sequence[Decision] = ())
             f"No combination is proven: the full stack is {verdict_word(stack)} ({stack.reason})."
         )
     if ratio < 1.0:
-        return f"Fastest proven combination: {fmt.times(1.0 / ratio)} the bare lane."
+        return f"Fastest proven combination: {fmt.times(1.0 / ratio)} as fast as the bare lane."
     return f"The full stack takes {fmt.times(ratio)} the step time of the bare lane: nothing to combine."
 
 
