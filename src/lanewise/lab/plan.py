@@ -35,8 +35,10 @@ PLAN_SCHEMA_VERSION = "1.1.0"
 """
 
 FIELDS_SINCE_1_1 = frozenset(
-    "planted_ratio pinned cache screen_design confirm_noise_log factors left_out mode claims effect_log steps target_loss "
-    "started_by".split()
+    (
+        *("planted_ratio", "pinned", "cache", "mode", "claims", "effect_log", "steps"),
+        *("target_loss", "screen_design", "confirm_noise_log", "factors", "left_out", "started_by"),
+    )
 )
 """Optional fields of a plan that 1.0 did not know; each has the default that a plan of 1.0 means."""
 
