@@ -89,3 +89,24 @@ def test_ctrl_c_names_the_command_that_continues(world, capsys):
 def test_a_bad_delay_is_one_line(world, capsys):
     assert run([*VERB, "--control", "lots"]) == 2
     assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("in_step", "seconds", "code"), [(0.0003, 1.0, 0), (0.02, 1.0, 3), (0.0003, 1.1, 3)]
+)
+def test_the_observer_fails_by_its_accounting_or_by_a_campaign_that_contradicts_it(
+    world, monkeypatch, capsys, in_step, seconds, code
+):
+    parts = ("spans", "launch_counters", "clock_reads", "readout", "protocol")
+    said = {"steps": 18, "in_step_ratio": in_step, "total_ratio": 0.03}
+    said |= {f"{part}_seconds": 0.001 for part in parts}
+    monkeypatch.setattr("tests.lab.fake.extensions", lambda request: {"io.lanewise.observer": said})
+    even = world.script.seconds
+    world.script.seconds = lambda request, step, now: (
+        even(request, step, now)
+        * (seconds if place(request).startswith("observer") and place(request)[-1] == "B" else 1.0)
+    )
+    assert run([*VERB[:2], "--budget", "300s", "--blocks", "8", "--observer"]) == code
+    out = capsys.readouterr().out
+    assert ("observing takes 2.00% of the timed step, and 0.5% is" in out) == (in_step > 0.01)
+    assert ("CONTRADICTS it" in out) == (code == 3), "of 2 % the campaign finds nothing"

@@ -180,3 +180,22 @@ def test_show_names_the_layers_that_compute_reuse_and_are_promoted(
     assert json.loads(out)["index_layers"]["promoted"] == [1]
     _, out, _ = call(capsys, "lane", "show", "nam56r-tiny", "--json")
     assert json.loads(out)["index_layers"] is None
+
+
+def test_show_of_a_gpu_needs_none_and_says_what_it_cannot_know(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    code, out, _ = call(capsys, "lane", "show", "nam56r-tiny", "--device", "cuda", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["resolved"]["device_type"] == "cuda"
+    assert "no GPU answers here" in document["notes"][0]
+    assert "cannot be known here" in document["notes"][1]
+    code, out, _ = call(capsys, "lane", "show", "nam56r-tiny", "--device", "cuda")
+    assert "note     no GPU answers here" in out
+    code, _, err = call(
+        capsys, "lane", "show", "nam56r-tiny", "--device", "cuda", "--machine", "cpu-x86_64-2c"
+    )
+    assert code == 2
+    assert "has no device 'cuda'" in err

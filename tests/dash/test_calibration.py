@@ -47,8 +47,14 @@ def test_an_observer_campaign_is_held_against_the_accounted_cost() -> None:
         "contains_direct": True,
     }
     assert "contains it ✓" in line("observer", observer=observer)
-    assert "does NOT contain it" in line(
-        "observer", observer={**observer, "contains_direct": False}
+    missed = {**observer, "contains_direct": False}
+    assert "does NOT contain it" in line("observer", observer=missed)
+    strict = {**missed, "strict_interval_log": {"low": -0.009, "high": 0.011}}
+    assert line("observer", observer={**strict, "contradicts_direct": False}).endswith(
+        "does not contain it, the interval at 99.9 % [−0.90, +1.11] contains it ✓"
+    )
+    assert line("observer", observer={**strict, "contradicts_direct": True}).endswith(
+        "CONTRADICTS it"
     )
 
 

@@ -28,6 +28,22 @@ def test_interval_keeps_both_signs() -> None:
     assert fmt.percent_interval(-0.0004, 0.0003, digits=2) == "[−0.04, +0.03]"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.012, -0.0003, "[−1.20, −0.03]"),
+        (0.00004, 0.012, "[+0.004, +1.200]"),
+        (-0.012, 0.0003, "[−1.2, 0.0]"),
+        (-0.012, 0.0, "[−1.2, 0.0]"),
+        (-0.012, -1e-12, "[−1.200000, 0.000000]"),
+    ],
+)
+def test_an_interval_without_zero_does_not_end_in_it(
+    low: float, high: float, expected: str
+) -> None:
+    assert fmt.percent_interval(low, high) == expected
+
+
 def test_a_narrow_interval_gets_a_second_decimal() -> None:
     assert fmt.percent_digits([(-0.72, -0.70), (-0.031, 0.014)]) == 1
     assert fmt.percent_digits([(-0.72, -0.70), (-0.0004, 0.0003)]) == 2

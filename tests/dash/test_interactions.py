@@ -114,7 +114,7 @@ def test_closing_lines_name_the_stack_the_interactions_and_the_sum(example):
     world, result = example
     lines = closing_lines(result.campaign, result.decisions, store_root=world.store.root)
     assert re.match(
-        r"Fastest proven combination: \d\.\d+× the bare lane\. Interactions: fused_m\w+ gains less",
+        r"Fastest proven combination: \d\.\d+× as fast as the bare lane\. Interactions: fused_m\w+ gains less",
         lines[0],
     )
     assert "the product of the single effects misses the full stack" in lines[0].lower()

@@ -127,7 +127,7 @@ def test_a_skipped_feature_is_no_gap_but_a_running_campaign_is() -> None:
 @pytest.mark.parametrize(
     ("ratio", "expected"),
     [
-        (0.256, "Fastest proven combination: 3.9× the bare lane."),
+        (0.256, "Fastest proven combination: 3.9× as fast as the bare lane."),
         (1.25, "The full stack takes 1.25× the step time of the bare lane: nothing to combine."),
         (None, None),
     ],
@@ -144,7 +144,7 @@ def test_closing_lines_end_with_the_proof() -> None:
         report_path=".lanewise/reports/2026-11-23-nam56r-tiny.html",
     )
     assert lines == (
-        "Fastest proven combination: 3.9× the bare lane.",
+        "Fastest proven combination: 3.9× as fast as the bare lane.",
         "Interactions: a × b cancel.",
         "2 receipts, 1 decision in .lanewise · report: .lanewise/reports/2026-11-23-nam56r-tiny.html",
     )

@@ -19,6 +19,7 @@ from lanewise.lab.calibrate import (
 )
 from lanewise.lab.calibration import Trials, redraw_calibration
 from lanewise.lab.conditions import valid_until
+from lanewise.lab.instruments import observer_fails
 from lanewise.measure.boundary import power, smallest_effect
 from lanewise.receipts.store import Store
 from lanewise.receipts.validate import store_faults
@@ -421,3 +422,7 @@ def test_bare_against_observed_steps_is_held_against_what_steps_contain(
     assert (observer.in_step_ratio, observer.total_ratio) == (in_step, 0.2)
     assert observer.log_ratio == pytest.approx(math.log(1.01), abs=0.003)
     assert observer.contains_direct is contained
+    assert observer.contradicts_direct is not contained
+    assert observer_fails(observer) is True, (
+        "a hundredth of the step is more than the smallest verdict"
+    )

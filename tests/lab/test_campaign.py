@@ -9,7 +9,7 @@ import pytest
 from lanewise.errors import CampaignError
 from lanewise.lab.analyse import analyse_campaign
 from lanewise.lab.campaign import CampaignFolder, stored_plans
-from lanewise.lab.plan import PLAN_SCHEMA_VERSION
+from lanewise.lab.plan import FIELDS_SINCE_1_1, PLAN_SCHEMA_VERSION, CampaignPlan, FeaturePlan
 from lanewise.receipts.decision import Boundary
 from lanewise.receipts.seal import sealed
 from lanewise.receipts.store import Store
@@ -17,7 +17,7 @@ from tests.lab.fake import options
 from tests.lab.test_session import with_effect
 
 EVIDENCE = Path(__file__).parents[2] / "receipts"
-SINCE_1_1 = ("mode", "effect_log")
+GOLDEN = Path(__file__).parent / "golden"
 OF_FEATURES_SINCE_1_1 = ("boundary", "detectable_log")
 
 
@@ -36,7 +36,7 @@ def rewritten(world, change):
 
 def as_1_0(document):
     document["schema_version"] = "1.0.0"
-    for key in SINCE_1_1:
+    for key in FIELDS_SINCE_1_1:
         del document[key]
     for feature in document["features"]:
         for key in OF_FEATURES_SINCE_1_1:
@@ -110,3 +110,22 @@ def test_committed_campaigns_from_before_there_were_seals_are_read(plan):
     assert folder.finished()
     campaign = store.read_campaign(plan.parent.name)
     assert [store.read_decision(decision).verdict for decision in campaign.decisions]
+
+
+def test_every_field_that_1_0_did_not_know_is_written_down_and_has_a_default():
+    old = json.loads((GOLDEN / "plan-1.0.json").read_text(encoding="utf-8"))
+    assert PLAN_SCHEMA_VERSION.startswith("1.1."), "a new version writes down its own fields"
+    assert CampaignPlan.model_fields.keys() - old.keys() == FIELDS_SINCE_1_1
+    assert FeaturePlan.model_fields.keys() - old["features"][0].keys() == set(OF_FEATURES_SINCE_1_1)
+    plan = CampaignPlan.model_validate(old)
+    for name in FIELDS_SINCE_1_1:
+        field = CampaignPlan.model_fields[name]
+        assert getattr(plan, name) == field.get_default(call_default_factory=True)
+
+
+def test_a_plan_of_1_1_without_an_empty_field_is_read_as_it_was_written():
+    written = (GOLDEN / "plan-1.1.json").read_bytes()
+    plan = CampaignPlan.model_validate_json(written)
+    assert plan.schema_version == PLAN_SCHEMA_VERSION
+    assert json.loads(plan.model_dump_json()) == json.loads(written)
+    assert json.loads(written).keys() == CampaignPlan.model_fields.keys()

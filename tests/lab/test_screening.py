@@ -283,7 +283,7 @@ def test_the_next_campaign_is_named_and_priced(world):
     assert found.features == ("fused_mamba", "fused_moe", "fused_optimizer")
     assert found.command == (
         "lanewise ablate nam56r-tiny --feature fused_mamba --feature fused_moe --feature fused_optimizer "
-        f"--blocks {found.blocks} --budget {found.seconds:.0f}s"
+        f"--blocks {found.blocks} --claims family --budget {found.seconds:.0f}s"
     )
     again = world.lab().start(
         options(features=found.features, blocks=found.blocks, budget_seconds=found.seconds)

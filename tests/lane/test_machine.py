@@ -1,5 +1,6 @@
 import os
 import platform
+from typing import Literal
 
 import pytest
 
@@ -69,3 +70,44 @@ def test_a_missing_gpu_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(gpu.shutil, "which", lambda _name: None)
     with pytest.raises(UsageError, match="nvidia-smi is not on PATH; use device cpu"):
         machine.detect_machine_class("cuda")
+
+
+H100 = "h100-sxm-80gb"
+HERE = {"cpu": "cpu-x86_64-2c", "cuda": "l4-pcie-24gb"}
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "named", "gpu_answers", "expected", "here", "num_notes"),
+    [
+        ("auto", None, None, False, "cpu-x86_64-2c", True, 0),
+        ("auto", None, None, True, "l4-pcie-24gb", True, 0),
+        ("cpu", None, None, True, "cpu-x86_64-2c", True, 0),
+        ("cuda", None, None, True, "l4-pcie-24gb", True, 0),
+        ("cuda", None, None, False, machine.STAND_IN_GPU_CLASS, False, 2),
+        ("auto", H100, None, False, H100, False, 1),
+        ("cuda", H100, None, True, H100, False, 0),
+        ("auto", None, H100, False, H100, False, 1),
+        ("auto", "cpu-x86_64-8c", H100, True, "cpu-x86_64-8c", False, 0),
+    ],
+)
+def test_a_lane_is_shown_for_what_was_asked_and_says_what_it_cannot_know(
+    device: Literal["auto", "cpu", "cuda"],
+    asked: str | None,
+    named: str | None,
+    gpu_answers: bool,
+    expected: str,
+    here: bool,
+    num_notes: int,
+) -> None:
+    shown = machine.machine_to_show(
+        device, asked=asked, named=named, gpu_answers=lambda: gpu_answers, detect=HERE.__getitem__
+    )
+    assert (shown.machine_class, shown.here) == (expected, here)
+    assert shown.device_type == ("cpu" if expected.startswith("cpu") else "cuda")
+    assert len(shown.notes) == num_notes
+    assert all("here" in note for note in shown.notes)
+
+
+def test_a_class_without_the_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="has no device 'cpu'; use --device cuda"):
+        machine.machine_to_show("cpu", asked=H100, named=None, gpu_answers=lambda: False)

@@ -25,11 +25,14 @@ from lanewise.cli.campaign_options import (
     FeatureOption,
     LaneArgument,
     PinOption,
+    RetryCrashedOption,
     SeedOption,
     SetOption,
     StepsOption,
     TargetLossOption,
     ThreadsOption,
+    check_resume,
+    given_flags,
 )
 from lanewise.cli.output import DeviceOption, JsonFlag, StoreOption, console, print_json, store_root
 from lanewise.errors import RunInterrupted, UsageError
@@ -53,6 +56,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ablate(
+    context: typer.Context,
     lane: LaneArgument,
     campaign: CampaignArgument = None,
     features: FeatureOption = None,
@@ -75,22 +79,42 @@ def ablate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Run the missing blocks of an unfinished campaign.")
     ] = False,
+    retry_crashed: RetryCrashedOption = False,
     fail_on: Annotated[
         str | None,
-        typer.Option("--fail-on", metavar="LIST", help="Exit 1 on slower, over_budget, invalid."),
+        typer.Option(
+            "--fail-on",
+            metavar="LIST",
+            help="Exit 1 on any of these verdicts: slower, over_budget, invalid.",
+        ),
     ] = None,
     store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> int:
-    """Measure which features move step time on a lane, in matched, interleaved runs."""
+    """Measure which features move step time on a lane, in matched, interleaved runs.
+
+    A feature is one switch of the lane. Its arms, B with the feature and A with its control, run in blocks of fresh processes
+    that take turns; a block gives one number, and the interval of a verdict is over blocks, never over steps. A pilot of
+    some seconds prices the plan, then it is printed, then blocks run until the answer is clear, the plan is done or the
+    budget is used up.
+
+    FASTER and SLOWER need an interval without zero and an effect of the practical margin δ, EQUIVALENT an interval inside of
+    it; INCONCLUSIVE says how many blocks would tell, INVALID why runs cannot be compared; taxes are WITHIN_BUDGET or
+    OVER_BUDGET. `lanewise calibrate` measures δ on this machine, without it noise is assumed.
+
+    Start with `lanewise ablate nam56r-tiny --feature fused_moe`; name several with `--claims family` if their defaults
+    shall change. `lanewise plan` prints the plan alone, `lanewise screen` says what deserves a campaign.
+
+    Ctrl-C keeps finished blocks; `--resume` runs the others as planned, so flags beside it must agree with the plan.
+
+    Exit codes: 0 decided, 1 a --fail-on verdict, 3 invalid or missing evidence, 4 nothing could be told.
+    """
     from lanewise.cli.ablate_view import CampaignView
+    from lanewise.lab.resume import Given
     from lanewise.lab.verdicts import exit_code, parse_fail_on
 
     verdicts = parse_fail_on(fail_on)
-    if campaign is not None and not resume:
-        raise UsageError(
-            f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
-        )
+    check_resume(campaign, resume=resume, retry_crashed=retry_crashed)
     options = _options(
         lane,
         features,
@@ -114,7 +138,13 @@ def ablate(
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
         if resume:
-            result = lab.resume(options.lane, options.machine_class, campaign)
+            result = lab.resume(
+                options.lane,
+                options.machine_class,
+                campaign,
+                given=Given(options=options, flags=given_flags(context)),
+                retry_crashed=retry_crashed,
+            )
         else:
             result = lab.start(options)
     _print_result(result, lab, as_json=as_json)

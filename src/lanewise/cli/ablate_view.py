@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,7 @@ from rich.text import Text
 from lanewise.dash.format import on_base, plural
 from lanewise.dash.terminal import CampaignProgress, header_lines
 from lanewise.lab.events import (
+    AttemptsUsedUp,
     BlockAdvanced,
     BlockDiscarded,
     BlockFinished,
@@ -69,11 +71,8 @@ class CampaignView:
                 self._progress.feature_stopped(
                     _name(event.feature), event.blocks_run, event.num_blocks, event.outcome
                 )
-            case OutOfBudget():
-                missing = plural(event.missing_blocks, "block")
-                self._line(
-                    f"the budget is used up with {missing} missing; --resume runs what is missing"
-                )
+            case AttemptsUsedUp() | OutOfBudget():
+                self._line(_not_run_line(event))
 
     def _finished(self, event: BlockFinished) -> None:
         if event.reasons or event.estimate is None:
@@ -98,6 +97,15 @@ class CampaignView:
 def _name(key: str) -> str:
     """What a person reads for a key of the plan: `fused_moe`, `fused_moe (full stack)`."""
     return on_base(*split_key(key))
+
+
+def _not_run_line(event: AttemptsUsedUp | OutOfBudget) -> str:
+    if isinstance(event, OutOfBudget):
+        missing = plural(event.missing_blocks, "block")
+        return f"the budget is used up with {missing} missing; --resume runs what is missing"
+    counts = Counter(_name(feature) for feature, _block in event.places)
+    blocks = ", ".join(f"{plural(count, 'block')} of {name}" for name, count in counts.items())
+    return f"not run again, because their attempts have failed: {blocks}; --resume --retry-crashed gives them new ones"
 
 
 def _pilot_line(event: PilotVisited) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from lanewise.errors import UsageError
+
 LaneArgument = Annotated[
     str, typer.Argument(help="Lane name or TOML file; see `lanewise lane list`.")
 ]
@@ -19,7 +21,8 @@ FeatureOption = Annotated[
     typer.Option(
         "--feature",
         metavar="KEY",
-        help="Measure only this feature; repeat for more. `none` is an A/A, `full_stack` all at once.",
+        help="Measure only this feature of `lanewise feature list`; repeat for more. `none` is an A/A, `full_stack` all "
+        "at once.",
         show_default="all that apply",
     ),
 ]
@@ -37,7 +40,7 @@ BlockDesignOption = Annotated[
     Literal["lockstep", "sequential"] | None,
     typer.Option(
         "--block-design",
-        help="Both arms alive and taking turns, or one process after another.",
+        help="Both arms alive and taking turns, or one process after another, which is noisier and needs half the memory.",
         show_default="lockstep where two copies fit in memory",
     ),
 ]
@@ -60,7 +63,8 @@ ClaimsOption = Annotated[
     Literal["each", "family"],
     typer.Option(
         "--claims",
-        help="Each feature errs with 5 %, or the family of all features shares it, which graduation of several needs.",
+        help="What errs with 5 %: each feature by itself, or the family of all features together. Graduation corrects for "
+        "all that a campaign asked, so several features that shall become defaults are planned as a family.",
     ),
 ]
 StepsOption = Annotated[
@@ -82,7 +86,9 @@ TargetLossOption = Annotated[
         show_default="the worse of both arms' last losses",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random order.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed of the order in which blocks and arms run.")
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads of a process.", show_default="1 on a CPU"),
@@ -90,12 +96,16 @@ ThreadsOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="PATH=VALUE", help="Change one setting of the lane; repeat for more."
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change one setting of the lane, e.g. batch.micro_batch_size=8; repeat for more.",
     ),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML or YAML with speed_defaults and taxes."),
+    typer.Option(
+        "--config", metavar="FILE", help="TOML or YAML with speed_defaults and experimental_taxes."
+    ),
 ]
 PinOption = Annotated[
     bool,
@@ -110,6 +120,41 @@ CacheOption = Annotated[
         help="Compiled runs find their code ready, or compile from nothing; cold takes 3 blocks or more.",
     ),
 ]
+RetryCrashedOption = Annotated[
+    bool,
+    typer.Option(
+        "--retry-crashed",
+        help="With --resume: blocks that crashed twice, which is all a campaign gives them, get two more attempts.",
+    ),
+]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="Text, JSONL or Parquet; replaces the lane's data.")
 ]
+
+
+def given_flags(context: typer.Context) -> frozenset[str]:
+    """Options that were typed, by their long names; those left at their defaults are not among them."""
+    typed = set()
+    for parameter in context.command.params:
+        source = None if parameter.name is None else context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "COMMANDLINE":
+            typed.add(max(parameter.opts, key=len))
+    return frozenset(typed)
+
+
+def check_resume(campaign: str | None, *, resume: bool, retry_crashed: bool) -> None:
+    """Refuse what only makes sense beside `--resume`.
+
+    Raises:
+        UsageError: a campaign or `--retry-crashed` stands without it.
+    """
+    if resume:
+        return
+    if campaign is not None:
+        raise UsageError(
+            f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
+        )
+    if retry_crashed:
+        raise UsageError(
+            "--retry-crashed was given without --resume, and a new campaign has no crashed blocks; add --resume"
+        )

@@ -49,7 +49,10 @@ def graduate(
     ] = None,
     ledger: LedgerOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the ledger that would be written.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the ledger that would be written, and write nothing."
+        ),
     ] = False,
     show: Annotated[
         bool, typer.Option("--show", help="Print the ledger's entries, evidence and age.")
@@ -58,13 +61,18 @@ def graduate(
 ) -> None:
     """Turn decisions into defaults: five rules, a confirmation on another day, and the ledger that train reads.
 
+    Run it after campaigns of `lanewise ablate`; `--dry-run` changes nothing and prints for every decision which rule it
+    passes or fails, with the receipt that shows it and what is still missing.
+
     A feature graduates on a lane when two campaigns of different UTC days (and different devices, where the stores
     know several of the machine class) find it FASTER and keep five rules: R1 it takes at least 1 % of the step and
     runs in every one; R2 a broad fusion was measured against the narrow one; R3 it is reached only through an op table
     or a declared switch; R4 it is no tax; R5 its receipts are complete, comparable, exactly named, and memory,
     losses and goodput hold. SLOWER twice switches off what is on by its stance. Two later campaigns of different days
     that do not find the effect again demote an entry. The two campaigns lie 6 hours apart or more and hold measurements of
-    their own. A device is a card's UUID; on a CPU it is an installation of the system, and a boot alone shows none. Where two lanes of a model agree, it speaks for the model.
+    their own.
+
+    A device is a card's UUID; on a CPU it is an installation of the system, and a boot alone shows none. Where two lanes of a model agree, it speaks for the model.
 
     What people wrote into the ledger stays as it is, and what they named is left to them.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lanewise.lane.config import Config
     from lanewise.lane.flops import LaneFlops
     from lanewise.lane.hardware_flops import Conventions
+    from lanewise.lane.machine import ShownMachine
     from lanewise.lane.resolved import ResolvedLane
     from lanewise.lane.schema import Lane
 
@@ -42,6 +43,14 @@ MachineOption = Annotated[
     str | None,
     typer.Option(
         "--machine", metavar="CLASS", help="Machine class to resolve for; default: this machine."
+    ),
+]
+
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(
+        "--device",
+        help="Show the backends of this device, which need not be here; auto takes a GPU where one answers.",
     ),
 ]
 
@@ -82,6 +91,7 @@ def show(
     config: ConfigOption = None,
     overrides: SetOption = None,
     machine: MachineOption = None,
+    device: DeviceOption = "auto",
     ledger: LedgerOption = None,
     no_ledger: NoLedgerFlag = False,
     store: StoreOption = None,
@@ -93,10 +103,11 @@ def show(
     from lanewise.lane.hardware_flops import conventions
 
     loaded, settings = _load(lane, overrides, config)
+    shown = _machine(loaded, machine, device)
     found = _resolve(
         loaded,
         settings,
-        machine,
+        shown,
         ledger=ledger,
         no_ledger=no_ledger,
         store_root=store_root(store),
@@ -105,7 +116,7 @@ def show(
     flops = lane_flops(found.lane)
     three = conventions(found.lane, found.model_switches)
     if as_json:
-        print_json(_show_document(found, flops, three, missing))
+        print_json(_show_document(found, flops, three, missing, shown.notes))
         return
     _print_identity(found)
     typer.echo()
@@ -113,6 +124,8 @@ def show(
     _print_conventions(three)
     typer.echo()
     _print_features(found)
+    for note in shown.notes:
+        typer.echo(f"note     {note}")
     if resolved:
         _print_fields(found)
     typer.echo()
@@ -135,7 +148,14 @@ def check(
 
     try:
         loaded, settings = _load(lane, overrides, config)
-        found = _resolve(loaded, settings, None, ledger=None, no_ledger=True, store_root="")
+        found = _resolve(
+            loaded,
+            settings,
+            _machine(loaded, None, "cpu" if loaded.topology.machine == "auto" else "auto"),
+            ledger=None,
+            no_ledger=True,
+            store_root="",
+        )
     except LaneError as error:
         if not as_json:
             raise
@@ -182,20 +202,24 @@ def _load(lane: str, overrides: list[str] | None, config: str | None) -> tuple[L
     return load_lane(lane, overrides or ()), load_config(config) if config else None
 
 
-def _resolve(
-    lane: Lane, config: Config | None, machine_class: str | None, **ledger: Any
-) -> ResolvedLane:
-    """Resolve for the machine asked for, else the one the lane names, else this one."""
-    from lanewise.lane.machine import detect_machine_class, device_type_of, require_machine_class
+def _machine(
+    lane: Lane, machine_class: str | None, device: Literal["auto", "cpu", "cuda"]
+) -> ShownMachine:
+    """The machine asked for, else the one the lane names, else this one."""
+    from lanewise.lane.machine import machine_to_show
 
     named = None if lane.topology.machine == "auto" else lane.topology.machine
-    chosen = machine_class or named or detect_machine_class("cpu")
-    require_machine_class(chosen)
+    return machine_to_show(device, asked=machine_class, named=named)
+
+
+def _resolve(
+    lane: Lane, config: Config | None, machine: ShownMachine, **ledger: Any
+) -> ResolvedLane:
     return resolve_with_ledger(
         lane,
-        here=machine_class is None and named is None,
-        machine_class=chosen,
-        device_type=device_type_of(chosen),
+        here=machine.here,
+        machine_class=machine.machine_class,
+        device_type=machine.device_type,
         mode="train",
         config=config,
         **ledger,
@@ -203,7 +227,11 @@ def _resolve(
 
 
 def _show_document(
-    found: ResolvedLane, flops: LaneFlops, three: Conventions, missing: tuple[str, ...]
+    found: ResolvedLane,
+    flops: LaneFlops,
+    three: Conventions,
+    missing: tuple[str, ...],
+    notes: tuple[str, ...],
 ) -> dict[str, Any]:
     from lanewise.lane.index_layers import index_layers
 
@@ -214,6 +242,7 @@ def _show_document(
         "flops": {**asdict(flops), "training_flops_per_step": flops.training_flops_per_step},
         "training_flops_per_token": asdict(three),
         "not_built": list(missing),
+        "notes": list(notes),
     }
 
 

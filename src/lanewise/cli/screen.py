@@ -9,14 +9,19 @@ import typer
 from lanewise.cli.ablate import _lab, _options, _terminable
 from lanewise.cli.campaign_options import (
     BudgetOption,
+    CacheOption,
     CampaignArgument,
     ConfigOption,
     DataOption,
     FeatureOption,
     LaneArgument,
+    PinOption,
+    RetryCrashedOption,
     SeedOption,
     SetOption,
     ThreadsOption,
+    check_resume,
+    given_flags,
 )
 from lanewise.cli.output import (
     DeviceOption,
@@ -26,7 +31,7 @@ from lanewise.cli.output import (
     print_json,
     print_table,
 )
-from lanewise.errors import RunInterrupted, UsageError
+from lanewise.errors import RunInterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +61,7 @@ def register(app: typer.Typer) -> None:
 
 
 def screen(
+    context: typer.Context,
     lane: LaneArgument,
     campaign: CampaignArgument = None,
     features: FeatureOption = None,
@@ -67,11 +73,17 @@ def screen(
     config: ConfigOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
+    pin: PinOption = True,
+    cache: CacheOption = "warm",
     resume: ResumeFlag = False,
+    retry_crashed: RetryCrashedOption = False,
     store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> int:
     """Rank features cheaply and say which deserve a campaign; proves nothing.
+
+    For many features and little time: two minutes say where to look, and the last line is the `lanewise ablate` that
+    would confirm what looks likely, with blocks enough to find it and its cost.
 
     `toggle` builds both arms of a feature in one process and lets them take turns, so it needs one process a feature. Arms
     that share a process share its memory layout and caches, which has been seen to turn a result round: the words are
@@ -80,20 +92,25 @@ def screen(
     False discoveries are held to 10 % of what is called likely.
     """
     from lanewise.cli.ablate_view import CampaignView
+    from lanewise.lab.resume import Given
     from lanewise.lab.verdicts import EXIT_INVALID
 
-    if campaign is not None and not resume:
-        raise UsageError(
-            f"a campaign ({campaign}) was named without --resume; add --resume to continue it"
-        )
+    check_resume(campaign, resume=resume, retry_crashed=retry_crashed)
     options = _options(
         lane, features, budget, "leave-one-out", None, None, None, seed, threads, overrides, config, data, device,
-        pin=True, cache="warm", claims="each",
+        pin=pin, cache=cache, claims="each",
     )  # fmt: skip
     with _terminable(), CampaignView(console(stderr=True)) as view:
         lab = _lab(store, view)
         if resume:
-            result = lab.resume(options.lane, options.machine_class, campaign, verb="screen")
+            result = lab.resume(
+                options.lane,
+                options.machine_class,
+                campaign,
+                verb="screen",
+                given=Given(options=options, flags=given_flags(context), screen_design=design),
+                retry_crashed=retry_crashed,
+            )
         else:
             result = lab.screen(options, design)
     _print_result(result, lab, as_json=as_json)

@@ -14,6 +14,9 @@ MISSING = "—"
 NARROW_INTERVAL = 0.002
 """Intervals narrower than this (as a fraction) need a second decimal in percent."""
 
+MOST_DECIMALS = 6
+"""Of an end that is almost zero."""
+
 _MIB = 2**20
 _SI_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _ASCII_MINUS = "-"
@@ -44,7 +47,14 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def percent_interval(low: float, high: float, digits: int = 1) -> str:
-    """Both ends of a relative change, in percent: `[−72.0, −70.5]`."""
+    """Both ends of a relative change, in percent: `[−72.0, −70.5]`.
+
+    An interval without zero gets the decimals it takes not to end in `0.0`: `[−1.20, −0.03]`.
+    """
+    if low * high > 0:
+        nearest = 100.0 * min(abs(low), abs(high))
+        while float(f"{nearest:.{digits}f}") == 0.0 and digits < MOST_DECIMALS:
+            digits += 1
     return f"[{signed(100.0 * low, digits)}, {signed(100.0 * high, digits)}]"
 
 

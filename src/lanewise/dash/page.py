@@ -158,9 +158,15 @@ def _figures(evidence: Evidence) -> Pairs:
     final = not gaps(campaign, evidence.decisions)
     if final and campaign.stack_ratio is not None and campaign.stack_ratio > 0:
         figures.append(
-            (fmt.times(1 / campaign.stack_ratio), "the bare lane: fastest proven combination")
+            (
+                fmt.times(1 / campaign.stack_ratio),
+                "as fast as the bare lane: fastest proven combination",
+            )
             if campaign.stack_ratio < 1
-            else (fmt.times(1 / campaign.stack_ratio), "the bare lane: the full stack is no faster")
+            else (
+                fmt.times(1 / campaign.stack_ratio),
+                "as fast as the bare lane: the full stack is no faster",
+            )
         )
     treated = sorted(
         d.treated_step_seconds for d in evidence.decisions if d.treated_step_seconds is not None

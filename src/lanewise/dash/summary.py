@@ -270,8 +270,9 @@ def _feature_gaps(feature: str, planned_blocks: int, decision: Decision | None) 
 
 def resume_command(campaign: CampaignRecord) -> str:
     """What to type to finish an incomplete campaign."""
-    verb = "screen" if campaign.mode == "screen" else "ablate"
-    return f"lanewise {verb} {campaign.lane.name} --resume {campaign.campaign_id}"
+    verb = campaign.started_by or ("screen" if campaign.mode == "screen" else "ablate")
+    again = " --retry-crashed" if campaign.used_up_blocks else ""
+    return f"lanewise {verb} {campaign.lane.name} --resume {campaign.campaign_id}{again}"
 
 
 def receipt_ids(decisions: Sequence[Decision]) -> tuple[str, ...]:
@@ -298,7 +299,7 @@ def stack_sentence(campaign: CampaignRecord, decisions: Sequence[Decision] = ())
             f"No combination is proven: the full stack is {verdict_word(stack)} ({stack.reason})."
         )
     if ratio < 1.0:
-        return f"Fastest proven combination: {fmt.times(1.0 / ratio)} the bare lane."
+        return f"Fastest proven combination: {fmt.times(1.0 / ratio)} as fast as the bare lane."
     return f"The full stack takes {fmt.times(ratio)} the step time of the bare lane: nothing to combine."
 
 

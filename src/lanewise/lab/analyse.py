@@ -62,6 +62,7 @@ def analyse_campaign(
         finished_at=now,
         decisions=decisions,
         discarded=tuple(f"{e.feature} block {e.block}: {e.reason}" for e in lost),
+        used_up=tuple(f"{feature} block {block}" for feature, block in folder.used_up()),
         evidence=evidence,
     )
     return record, decisions
@@ -131,6 +132,7 @@ def campaign_record(
     finished_at: str | None = None,
     decisions: Sequence[Decision] = (),
     discarded: tuple[str, ...] = (),
+    used_up: tuple[str, ...] = (),
     evidence: Sequence[BlockEvidence] = (),
 ) -> CampaignRecord:
     """The campaign's document at some point of its life."""
@@ -156,6 +158,8 @@ def campaign_record(
         stack_ratio=_stack_ratio(decisions),
         notes=plan.notes,
         screen_design=plan.screen_design,
+        started_by=plan.started_by,
+        used_up_blocks=used_up,
         interactions=_interactions(plan, decisions),
         mode=plan.mode,
         planned_effect_log=plan.effect_log,

@@ -15,20 +15,24 @@ from lanewise.errors import UsageError
 from lanewise.lab import protocol
 from lanewise.lab.arms import NO_FEATURE, OBSERVER, PLANTED
 from lanewise.lab.calibration import Trials, draw_calibration
-from lanewise.lab.campaign import CampaignFolder, stored_plans
+from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.events import CampaignResult
+from lanewise.lab.instruments import control_result, observer_result
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.prepare import CampaignOptions
+from lanewise.lab.resume import (
+    Given,
+    blocks_text,
+    newest_unfinished,
+    ratio_text,
+    require_agreement,
+    require_same,
+    require_verb,
+)
 from lanewise.lab.session import Lab
 from lanewise.lane.schema import Lane
 from lanewise.measure.boundary import MIN_LOOK_BLOCKS, fewest_blocks
-from lanewise.receipts.calibration import (
-    CalibrationRecord,
-    ControlResult,
-    Interval,
-    ObserverResult,
-)
-from lanewise.receipts.decision import Decision, Verdict
+from lanewise.receipts.calibration import CalibrationRecord, ControlResult
 
 DEFAULT_BLOCKS: Final = 16
 
@@ -100,12 +104,17 @@ def calibrate(lab: Lab, options: CalibrateOptions) -> CalibrationResult:
         CampaignError: too few A/A blocks count.
         ChildError: the lane's process died.
     """
-    part = _Part(lab, options)
+    part = _Part(lab, options, (NO_FEATURE, *_later_parts(options, NO_FEATURE)))
     return _after_noise(part, (part.run(NO_FEATURE, blocks=options.blocks),))
 
 
 def resume_calibration(
-    lab: Lab, options: CalibrateOptions, campaign_id: str | None
+    lab: Lab,
+    options: CalibrateOptions,
+    campaign_id: str | None,
+    *,
+    flags: frozenset[str] = frozenset(),
+    retry_crashed: bool = False,
 ) -> CalibrationResult:
     """Run the missing blocks of an unfinished part, then the parts asked for that come after it.
 
@@ -113,21 +122,31 @@ def resume_calibration(
         lab: the lab.
         options: as for `calibrate`; what an unfinished campaign has planned is kept.
         campaign_id: which campaign; None takes the newest unfinished one of this lane that belongs to a calibration.
+        flags: flags that were typed, by their long names; one that contradicts what is planned is refused.
+        retry_crashed: give blocks whose attempts have failed their attempts anew.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or a flag contradicts its plan.
         CampaignError: it is driven by another process, damaged, or too few of its blocks count.
     """
     plan = _unfinished(lab, options.campaign.lane, campaign_id)
-    result = lab.resume(options.campaign.lane, options.campaign.machine_class, plan.campaign_id)
-    part = _Part(lab, options)
-    if tuple(plan.blocks) == (NO_FEATURE,):
+    (resumed,) = plan.blocks
+    later = _later_parts(options, resumed)
+    _require_agreement(lab, plan, options, flags, later)
+    result = lab.resume(
+        options.campaign.lane,
+        options.campaign.machine_class,
+        plan.campaign_id,
+        verb="calibrate",
+        retry_crashed=retry_crashed,
+    )
+    part = _Part(lab, options, later)
+    if resumed == NO_FEATURE:
         return _after_noise(part, (result,))
     calibration = lab.store.read_calibration(plan.noise_source)
     if result.interrupted:
         return CalibrationResult(calibration=calibration, campaigns=(result,), interrupted=True)
-    calibration = _attach(lab, calibration, plan, result)
-    return CalibrationResult(calibration=calibration, campaigns=(result,))
+    return _run_parts(part, _attach(lab, calibration, plan, result), (result,))
 
 
 def control_blocks(calibration: CalibrationRecord, ratio: float) -> int | None:
@@ -169,23 +188,26 @@ def plant(
             blocks=_control_blocks(calibration, ratio),
             block_design=calibration.block_design,
             planted_ratio=ratio,
+            verb="calibrate",
         )
     )
     plan = CampaignFolder.find(lab.store.root, result.campaign.campaign_id).plan()
-    return _control(plan, result.decisions[0]), result
+    return control_result(plan, result.decisions[0]), result
 
 
 class _Part:
     """Runs the parts of one calibration inside one budget."""
 
-    def __init__(self, lab: Lab, options: CalibrateOptions) -> None:
+    def __init__(self, lab: Lab, options: CalibrateOptions, parts: tuple[str, ...]) -> None:
         self.lab = lab
         self.options = options
         self._end = lab.clock() + options.campaign.budget_seconds
-        asked = [NO_FEATURE]
-        asked += [PLANTED] if options.control_ratio is not None else []
-        asked += [OBSERVER] if options.observer else []
-        self._left = asked
+        self._left = list(parts)
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """Parts that are still to run, in order."""
+        return tuple(self._left)
 
     def run(
         self, feature: str, *, blocks: int | None, like: CalibrationRecord | None = None
@@ -202,6 +224,7 @@ class _Part:
                 budget_seconds=max(1.0, share * (self._end - self.lab.clock())),
                 block_design=campaign.block_design if like is None else like.block_design,
                 planted_ratio=self.options.control_ratio if feature == PLANTED else None,
+                verb="calibrate",
             )
         )
 
@@ -215,13 +238,16 @@ def _after_noise(part: _Part, campaigns: tuple[CampaignResult, ...]) -> Calibrat
         lab.store, noise.campaign.campaign_id, now=lab.now(), trials=options.trials
     )
     lab.store.write_calibration(calibration)
+    return _run_parts(part, calibration, campaigns)
+
+
+def _run_parts(
+    part: _Part, calibration: CalibrationRecord, campaigns: tuple[CampaignResult, ...]
+) -> CalibrationResult:
+    """The parts asked for that come after the A/A, each attached to the calibration."""
+    lab, options = part.lab, part.options
     problems: list[str] = []
-    for feature, wanted in (
-        (PLANTED, options.control_ratio is not None),
-        (OBSERVER, options.observer),
-    ):
-        if not wanted:
-            continue
+    for feature in part.left:
         try:
             blocks = (
                 _control_blocks(calibration, options.control_ratio)
@@ -268,73 +294,64 @@ def _attach(
     """The calibration with what another of its campaigns found, written to the store."""
     (decision,) = result.decisions
     update: dict[str, object] = (
-        {"control": _control(plan, decision)}
+        {"control": control_result(plan, decision)}
         if decision.feature == PLANTED
-        else {"observer": _observer(calibration.observer, decision)}
+        else {"observer": observer_result(calibration.observer, decision)}
     )
     extended = calibration.model_copy(update=update)
     lab.store.write_calibration(extended)
     return extended
 
 
-def _control(plan: CampaignPlan, decision: Decision) -> ControlResult:
-    planted = math.log1p(plan.planted_ratio or 0.0)
-    interval = _interval(decision)
-    return ControlResult(
-        campaign_id=plan.campaign_id,
-        decision_id=decision.decision_id,
-        planted_log=planted,
-        planned_blocks=plan.blocks.get(PLANTED, 0),
-        num_blocks=decision.estimate.num_blocks if decision.estimate else 0,
-        verdict=decision.verdict.value,
-        log_ratio=decision.estimate.log_ratio if decision.estimate else None,
-        interval_log=interval,
-        found=decision.verdict is Verdict.SLOWER,
-        covered=interval is not None and interval.low <= planted <= interval.high,
-    )
+def _later_parts(options: CalibrateOptions, done: str) -> tuple[str, ...]:
+    """Parts asked for that come after one, in order."""
+    asked = {PLANTED: options.control_ratio is not None, OBSERVER: options.observer}
+    order = tuple(SHARES)
+    return tuple(part for part in order[order.index(done) + 1 :] if asked[part])
 
 
-def _observer(direct: ObserverResult | None, decision: Decision) -> ObserverResult | None:
-    """The accounted cost with the campaign's; nothing can be said where the runs accounted nothing."""
-    if direct is None:
-        return None
-    interval = _interval(decision)
-    # A campaign compares timed steps, so it can only find what lies inside of them.
-    accounted = math.log1p(direct.in_step_ratio)
-    return direct.model_copy(
-        update={
-            "campaign_id": decision.campaign_id,
-            "log_ratio": decision.estimate.log_ratio if decision.estimate else None,
-            "interval_log": interval,
-            "contains_direct": None
-            if interval is None
-            else interval.low <= accounted <= interval.high,
-        }
-    )
+def _require_agreement(
+    lab: Lab,
+    plan: CampaignPlan,
+    options: CalibrateOptions,
+    flags: frozenset[str],
+    later: tuple[str, ...],
+) -> None:
+    """Refuse flags that contradict the part that is resumed, or that it leaves without use.
 
+    `--budget` is that of the parts to come, where there are any; `--control` and `--observer` ask for such parts.
 
-def _interval(decision: Decision) -> Interval | None:
-    estimate = decision.estimate
-    if estimate is None or estimate.half_width_log is None:
-        return None
-    return Interval(low=math.log(estimate.interval_low), high=math.log(estimate.interval_high))
+    Raises:
+        UsageError: with the first such flag.
+    """
+    (resumed,) = plan.blocks
+    of_plans = flags - {"--blocks"} - ({"--budget"} if later else set())
+    require_agreement(plan, Given(options=options.campaign, flags=of_plans))
+    if "--blocks" in flags:
+        noise = plan
+        if resumed != NO_FEATURE:
+            calibration = lab.store.read_calibration(plan.noise_source)
+            noise = CampaignFolder.find(lab.store.root, calibration.campaigns[-1]).plan()
+        require_same(noise, "--blocks", str(options.blocks), blocks_text(noise))
+    if "--control" in flags and resumed == PLANTED:
+        planted = ratio_text(plan.planted_ratio or 0.0)
+        require_same(plan, "--control", ratio_text(options.control_ratio), planted)
+    if "--control" in flags and resumed == OBSERVER:
+        raise UsageError(
+            f"--control was given beside --resume, and campaign {plan.campaign_id} is the observer's, which comes after "
+            "the control; leave it out, or start a new calibration without --resume"
+        )
 
 
 def _unfinished(lab: Lab, lane: Lane, campaign_id: str | None) -> CampaignPlan:
-    if campaign_id is not None:
+    if campaign_id is None:
+        plan = newest_unfinished(lab.store.root, lane.name, "calibrate").plan()
+    else:
         plan = CampaignFolder.find(lab.store.root, campaign_id).plan()
-        if len(plan.blocks) != 1 or not plan.blocks.keys() <= _PARTS:
-            raise UsageError(
-                f"campaign {campaign_id} is no part of a calibration; continue it with "
-                f"`lanewise ablate {lane.name} --resume {campaign_id}`"
-            )
-        return plan
-    for plan in stored_plans(lab.store.root):
-        is_part = len(plan.blocks) == 1 and plan.blocks.keys() <= _PARTS
-        folder = CampaignFolder.find(lab.store.root, plan.campaign_id)
-        if is_part and plan.lane.name == lane.name and folder.missing():
-            return plan
-    raise UsageError(
-        f"no unfinished calibration of lane {lane.name!r} in {lab.store.root}; run `lanewise calibrate {lane.name}` "
-        "without --resume"
-    )
+        require_verb(plan, "calibrate")
+    if len(plan.blocks) != 1 or not plan.blocks.keys() <= _PARTS:
+        raise UsageError(
+            f"campaign {plan.campaign_id} has no blocks of a calibration; start a new one with `lanewise calibrate "
+            f"{lane.name}`"
+        )
+    return plan

@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ValidationError
 
@@ -34,6 +34,9 @@ LOCK = "lock"
 RECORD = "campaign.json"
 
 _PLANS = History(current=PLAN_SCHEMA_VERSION)
+
+MAX_ATTEMPTS = 2
+"""A block is run again once after its first attempt was thrown away, however often the campaign is resumed."""
 
 
 class CampaignFolder:
@@ -127,6 +130,23 @@ class CampaignFolder:
             if (feature, block) not in finished and feature not in stopped
         )
 
+    def used_up(self, lost: Sequence[BlockLost] | None = None) -> tuple[tuple[str, int], ...]:
+        """Missing blocks that get no further attempt: theirs have failed, or their feature has only ever failed.
+
+        Args:
+            lost: the attempts that count; None takes all of them.
+        """
+        counted = self.lost() if lost is None else lost
+        attempts = Counter((entry.feature, entry.block) for entry in counted)
+        failures = Counter(entry.feature for entry in counted if not entry.receipts)
+        proven = {feature for feature, _block in self.finished()}
+        return tuple(
+            (feature, block)
+            for feature, block in self.missing()
+            if attempts[feature, block] >= MAX_ATTEMPTS
+            or (failures[feature] >= MAX_ATTEMPTS and feature not in proven)
+        )
+
     def is_complete(self) -> bool:
         """Whether nothing is missing and its document, written after all decisions, says so."""
         path = self.path / RECORD
@@ -204,30 +224,3 @@ def _faults(read: Callable[[], object], where: str) -> list[str]:
     except CampaignError as error:
         return [str(error).removeprefix(where).removeprefix(": ").removeprefix(":")]
     return []
-
-
-def newest_unfinished(
-    store_root: str, lane_name: str, verb: Literal["ablate", "screen"] = "ablate"
-) -> CampaignFolder:
-    """The newest campaign of a lane and verb that lacks blocks, or only its decisions because its process was killed at the end.
-
-    Raises:
-        UsageError: there is none.
-        CampaignError: a plan is damaged, which may be the one that is meant, or the journal of the newest one is.
-    """
-    plans, damaged = plans_and_damaged(store_root)
-    if damaged:
-        raise CampaignError(f"{damaged[0]}; to go on with another one, name it after --resume")
-    for plan in plans:
-        folder = CampaignFolder.find(store_root, plan.campaign_id)
-        if (
-            plan.lane.name == lane_name
-            and (plan.screen_design is not None) == (verb == "screen")
-            and not folder.is_complete()
-        ):
-            return folder
-    what = "screen" if verb == "screen" else "campaign"
-    raise UsageError(
-        f"no unfinished {what} of lane {lane_name!r} in {store_root}; run `lanewise {verb} {lane_name}` "
-        "without --resume"
-    )

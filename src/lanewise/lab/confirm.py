@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lanewise.lab import protocol
+from lanewise.lab.multiplicity import planned_alpha
 from lanewise.lab.plan import RESERVE_RATIO, ArmCost, CampaignPlan, block_seconds
 from lanewise.measure.boundary import fewest_blocks
 from lanewise.receipts.decision import Decision, Verdict
@@ -54,21 +55,23 @@ def confirmation(
         decisions: of the screen.
         noise_log: SD of a lockstep block on this lane.
     """
+    effects = {
+        decision.feature: SHRINK * decision.estimate.log_ratio
+        for decision in ranked(decisions)
+        if decision.verdict in LIKELY and decision.estimate is not None
+    }
+    # Graduation holds the claims of one campaign to 5 % together, so blocks are those of the level that takes.
+    alpha = planned_alpha("family", tuple(effects))
     needed: dict[str, int] = {}
     too_small = []
-    for decision in ranked(decisions):
-        if decision.verdict not in LIKELY or decision.estimate is None:
-            continue
+    for feature, effect in effects.items():
         blocks = fewest_blocks(
-            noise_log,
-            SHRINK * decision.estimate.log_ratio,
-            margin_log=plan.margin.log_value,
-            most=MOST_BLOCKS,
+            noise_log, effect, margin_log=plan.margin.log_value, alpha=alpha, most=MOST_BLOCKS
         )
         if blocks is None:
-            too_small.append(decision.feature)
+            too_small.append(feature)
         else:
-            needed[decision.feature] = max(blocks, protocol.VERDICT_BLOCKS)
+            needed[feature] = max(blocks, protocol.VERDICT_BLOCKS)
     if not needed:
         return Confirmation(
             features=(), too_small=tuple(too_small), blocks=0, seconds=0.0, command=None
@@ -77,13 +80,14 @@ def confirmation(
     seconds = sum(most * _block_seconds(plan, key) + _pilot_seconds(plan, key) for key in needed)
     seconds /= 1.0 - RESERVE_RATIO
     seconds = BUDGET_STEP_SECONDS * math.ceil(seconds / BUDGET_STEP_SECONDS)
+    family = " --claims family" if len(needed) > 1 else ""
     named = " ".join(f"--feature {key}" for key in needed)
     return Confirmation(
         features=tuple(needed),
         too_small=tuple(too_small),
         blocks=most,
         seconds=seconds,
-        command=f"lanewise ablate {plan.lane.name} {named} --blocks {most} --budget {seconds:.0f}s",
+        command=f"lanewise ablate {plan.lane.name} {named} --blocks {most}{family} --budget {seconds:.0f}s",
     )
 
 

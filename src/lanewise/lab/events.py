@@ -74,6 +74,13 @@ class FeatureStopped:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptsUsedUp:
+    """A resumed campaign finds blocks, `(feature, block)`, that failed as often as they may be tried; they are not run."""
+
+    places: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OutOfBudget:
     """The budget ended before the plan did."""
 
@@ -88,6 +95,7 @@ Event = (
     | BlockFinished
     | BlockDiscarded
     | FeatureStopped
+    | AttemptsUsedUp
     | OutOfBudget
 )
 Listener = Callable[[Event], None]

@@ -14,6 +14,7 @@ from typing import Final
 from lanewise.errors import LanewiseError
 from lanewise.lab.graduate_evidence import Evidence, utc
 from lanewise.lab.judge import OF_THE_VISIT
+from lanewise.lab.resume import resume_text
 from lanewise.lab.stance import break_even_steps
 from lanewise.lane import machine
 from lanewise.lane.digest import digest, lane_digest, lane_identity
@@ -143,7 +144,7 @@ def _effect(evidence: Evidence) -> Iterator[Checked]:
 def _incomplete(evidence: Evidence) -> str | None:
     decision = evidence.decision
     if evidence.missing:
-        return f"INCOMPLETE, missing: {', '.join(evidence.missing)}; finish it with `lanewise ablate {evidence.plan.lane.name} --resume`"
+        return f"INCOMPLETE, missing: {', '.join(evidence.missing)}; finish it with `{resume_text(evidence.plan)}`"
     if decision.status != "COMPLETE":
         return f"INCOMPLETE: {decision.incomplete_reason or 'no reason given'}"
     return None if evidence.all_receipts else "no block counts"

@@ -41,7 +41,7 @@ class BlockDone(Record):
 
     Attributes:
         block: from 1.
-        attempt: 1, or 2 after the first was discarded.
+        attempt: 1, or 2 after the first was discarded; more where a person asked for new attempts.
         order: quads of a lockstep block (`ABBA`, `BAAB`), or the one order of visits of a sequential block.
         order_seed: what the order was drawn from.
         started_first: arm whose process was started first.

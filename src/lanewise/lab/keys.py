@@ -13,6 +13,8 @@ from typing import Final, Literal
 
 BaseDesign = Literal["leave-one-out", "add-one"]
 Design = Literal["leave-one-out", "add-one", "both"]
+Verb = Literal["ablate", "calibrate", "screen"]
+"""Which command started a campaign, and alone may resume it."""
 
 BASES: Final[tuple[BaseDesign, ...]] = ("add-one", "leave-one-out")
 

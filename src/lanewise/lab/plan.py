@@ -19,7 +19,7 @@ from pydantic import Field
 
 from lanewise.errors import UsageError
 from lanewise.lab import protocol
-from lanewise.lab.keys import Design, split_key
+from lanewise.lab.keys import Design, Verb, split_key
 from lanewise.lab.multiplicity import planned_alpha
 from lanewise.lab.protocol import BlockDesign, Claims
 from lanewise.lane.schema import Lane
@@ -28,7 +28,19 @@ from lanewise.receipts.decision import Boundary, Margin
 from lanewise.receipts.schema import Record
 
 PLAN_SCHEMA_VERSION = "1.1.0"
-"""1.1: looks, detectable effects, mode, and the effect, steps and target loss asked for. Plans of 1.0 knew one look at 5 %, after all blocks."""
+"""One version a release: fields gather under the next minor until it is released. A newer minor than its own no program runs.
+
+1.0  one look at 5 %, after all blocks.
+1.1  looks, detectable effects, and `FIELDS_SINCE_1_1`; blocks that toggle both arms in one process.
+"""
+
+FIELDS_SINCE_1_1 = frozenset(
+    (
+        *("planted_ratio", "pinned", "cache", "mode", "claims", "effect_log", "steps"),
+        *("target_loss", "screen_design", "confirm_noise_log", "factors", "left_out", "started_by"),
+    )
+)
+"""Optional fields of a plan that 1.0 did not know; each has the default that a plan of 1.0 means."""
 
 RESERVE_RATIO = 0.06
 """Share of the budget kept for analysis, the report and a machine that turns slow."""
@@ -112,6 +124,8 @@ class CampaignPlan(Record):
     """Optimizer steps of each run, neither more nor fewer; null where the clock decides how many quads a block has."""
     target_loss: float | None = None
     """Loss in nats per token whose time is compared; null takes the worse of both arms' last losses of each seed."""
+    started_by: Verb | None = None
+    """The command that made the plan, which alone resumes it; null in plans that did not say."""
 
     @property
     def planned(self) -> tuple[FeaturePlan, ...]:

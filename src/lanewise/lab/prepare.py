@@ -14,7 +14,7 @@ from lanewise.lab.children import Launcher
 from lanewise.lab.conditions import Conditions
 from lanewise.lab.detect import blocks_to_find, planned_mde, registered
 from lanewise.lab.events import Listener, PilotVisited
-from lanewise.lab.keys import Design
+from lanewise.lab.keys import Design, Verb
 from lanewise.lab.margin import Noise, known_noise
 from lanewise.lab.multiplicity import planned_alpha
 from lanewise.lab.pilot import Pilot, PilotResult
@@ -64,6 +64,7 @@ class CampaignOptions:
         planted_ratio: delay of the positive control ÷ step time; None plants nothing.
         steps: optimizer steps that each arm takes in a block; None lets the budget decide.
         target_loss: loss in nats per token, the time to which is compared; None takes the worse of both arms' last losses.
+        verb: the command that asks, and that resumes what it started.
     """
 
     lane: Lane
@@ -84,6 +85,7 @@ class CampaignOptions:
     planted_ratio: float | None = None
     steps: int | None = None
     target_loss: float | None = None
+    verb: Verb = "ablate"
 
 
 def make_plan(
@@ -227,6 +229,7 @@ def make_plan(
         planted_ratio=options.planted_ratio,
         steps=options.steps,
         target_loss=options.target_loss,
+        started_by=options.verb,
         notes=(*design_notes, *notes, *noise.notes),
     )
 

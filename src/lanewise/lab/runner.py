@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lanewise.errors import ChildError, StoreError
 from lanewise.lab.analyse import analyse_campaign, arm_builder, campaign_record
 from lanewise.lab.arms import Arms
 from lanewise.lab.caches import CompileCaches
-from lanewise.lab.campaign import CampaignFolder
+from lanewise.lab.campaign import MAX_ATTEMPTS, CampaignFolder
 from lanewise.lab.children import ChildRefused, Launcher, VisitFailed
 from lanewise.lab.events import (
+    AttemptsUsedUp,
     BlockAdvanced,
     BlockDiscarded,
     BlockFinished,
@@ -46,9 +47,6 @@ RESUME_RATIO = 1.5
 
 RUN_BLOCK = {"lockstep": run_lockstep, "sequential": run_sequential, "toggle": run_toggle}
 
-MAX_ATTEMPTS = 2
-"""A block is run again once after its first attempt was thrown away."""
-
 CACHE_PATIENCE_SECONDS = 1800.0
 """How long filling one compile cache may take."""
 
@@ -67,6 +65,7 @@ class Runner:
         spent_seconds: what earlier sittings and the pilot have used of the budget.
         host: watched over every block; None watches nothing.
         cores: processors of training processes; None leaves them where the system puts them.
+        retry_crashed: forget attempts of earlier sittings, so that blocks which used theirs up get new ones.
 
     `_evidence` holds blocks as read back from the disk, in the order they were run.
     """
@@ -80,6 +79,8 @@ class Runner:
     spent_seconds: float
     host: Host | None = None
     cores: tuple[int, ...] | None = None
+    retry_crashed: bool = False
+    _forgotten: int = 0
     _evidence: dict[tuple[str, int], BlockEvidence] = field(default_factory=dict)
 
     def run(self) -> CampaignResult:
@@ -112,10 +113,12 @@ class Runner:
             for feature, block in block_order(plan.order_seed, plan.blocks)
             if (feature, block) not in self._evidence and feature not in stopped
         ]
+        self._forgotten = len(self.folder.lost()) if self.retry_crashed else 0
+        self._tell_used_up(queue)
         pace = Pace(plan, started=self.clock(), spent_seconds=self.spent_seconds)
         while queue:
             feature, block = queue[0]
-            if self._hopeless(feature):
+            if (feature, block) in self._used_up():
                 queue.pop(0)
                 continue
             quads = pace.quads([plan.feature(key) for key, _block in queue], self.clock())
@@ -131,7 +134,7 @@ class Runner:
                 if self._stops(plan, arms[feature]):
                     queue = [place for place in queue if place[0] != feature]
             else:
-                again = entry.attempt < MAX_ATTEMPTS
+                again = self._attempts(feature, block) < MAX_ATTEMPTS
                 if again:
                     queue.append((feature, block))
                 self.listen(
@@ -189,7 +192,7 @@ class Runner:
         """The block, or its first attempt thrown away: others used the machine, and it can be run again."""
         (evidence,) = read_blocks(self.store, [entry])
         fault = disturbance(evidence)
-        if fault is None or entry.attempt >= MAX_ATTEMPTS:
+        if fault is None or self._attempts(entry.feature, entry.block) + 1 >= MAX_ATTEMPTS:
             return entry
         return BlockLost(
             feature=entry.feature,
@@ -232,10 +235,21 @@ class Runner:
             failure=failure,
         )
 
-    def _hopeless(self, feature: str) -> bool:
-        """Whether a feature has only ever failed, so that its other blocks would fail as well."""
-        lost = sum(entry.feature == feature and not entry.receipts for entry in self.folder.lost())
-        return lost >= MAX_ATTEMPTS and not any(key == feature for key, _ in self._evidence)
+    def _lost_entries(self) -> tuple[BlockLost, ...]:
+        """Discarded attempts that count against what blocks are given."""
+        return self.folder.lost()[self._forgotten :]
+
+    def _attempts(self, feature: str, block: int) -> int:
+        return sum((e.feature, e.block) == (feature, block) for e in self._lost_entries())
+
+    def _used_up(self) -> frozenset[tuple[str, int]]:
+        lost = self._lost_entries()
+        return frozenset(self.folder.used_up(lost)) if lost else frozenset()
+
+    def _tell_used_up(self, queue: Sequence[tuple[str, int]]) -> None:
+        used_up = self._used_up()
+        if places := tuple(place for place in queue if place in used_up):
+            self.listen(AttemptsUsedUp(places=places))
 
     def _judged(self, plan: CampaignPlan, arms: Arms) -> tuple[JudgedBlock, ...]:
         own = [block for (key, _), block in self._evidence.items() if key == arms.feature]

@@ -96,7 +96,7 @@ def _toggled(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> _Ou
             estimate=None,
             failure="its process was not run",
             verdict=Verdict.UNCLEAR,
-            incomplete="0 of 1 processes were run",
+            incomplete="its process was not run",
         )
     if (faults := _faults(blocks, structural=True)) is not None:
         return _Outcome(estimate=None, failure=faults, verdict=Verdict.INVALID)

@@ -196,6 +196,7 @@ def make_screen_plan(
         planned_mde_log=mde(noise_log, _num_contrasts(plan_features, screen_design)),
         notes=(*notes, SHARED_NOTE if screen_design == "toggle" else MIRROR_NOTE),
         mode="screen",
+        started_by="screen",
         confirm_noise_log=survey.noise.block_sd_log,
         pinned=placement.pinned,
         cache=caches.mode,

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from lanewise.errors import UsageError
 from lanewise.lab.caches import CompileCaches
-from lanewise.lab.campaign import CampaignFolder, newest_unfinished
+from lanewise.lab.campaign import CampaignFolder
 from lanewise.lab.children import Launcher
 from lanewise.lab.conditions import Conditions, current_conditions
 from lanewise.lab.events import CampaignResult, Listener
+from lanewise.lab.keys import Verb
 from lanewise.lab.placement import aside, place, replace
 from lanewise.lab.plan import CampaignPlan
 from lanewise.lab.prepare import CampaignOptions, make_plan
+from lanewise.lab.resume import Given, newest_unfinished, require_agreement, require_verb
 from lanewise.lab.runner import Runner, spent_before
 from lanewise.lab.screening import ScreenDesign, make_screen_plan
 from lanewise.lane.built import require_built
@@ -89,12 +90,22 @@ class Lab:
         machine_class: str,
         campaign_id: str | None,
         *,
-        verb: Literal["ablate", "screen"] = "ablate",
+        verb: Verb = "ablate",
+        given: Given | None = None,
+        retry_crashed: bool = False,
     ) -> CampaignResult:
-        """Run the missing blocks of a campaign of this lane; the newest unfinished one when none is named.
+        """Run the missing blocks of a campaign of this lane; the newest unfinished one of the command when none is named.
+
+        Args:
+            lane: must have the digest of the plan's.
+            machine_class: of this machine.
+            campaign_id: which campaign.
+            verb: the command that resumes.
+            given: flags beside `--resume`, which must not contradict the plan.
+            retry_crashed: give blocks whose attempts have failed their attempts anew.
 
         Raises:
-            UsageError: there is no such campaign, or it is of another lane, machine or verb.
+            UsageError: there is no such campaign, it is of another lane, machine or command, or a flag contradicts its plan.
             CampaignError: it is being driven by another process, or its files are damaged.
         """
         self._require_local_store()
@@ -103,12 +114,9 @@ class Lab:
         else:
             folder = CampaignFolder.find(self.store.root, campaign_id)
         plan = folder.plan()
-        started_by = "ablate" if plan.screen_design is None else "screen"
-        if started_by != verb:
-            raise UsageError(
-                f"{plan.campaign_id} was started by `lanewise {started_by}`; continue it with "
-                f"`lanewise {started_by} {lane.name} --resume {plan.campaign_id}`"
-            )
+        require_verb(plan, verb)
+        if given is not None:
+            require_agreement(plan, given)
         if lane_digest(plan.lane) != lane_digest(lane):
             raise UsageError(
                 f"campaign {plan.campaign_id} measured lane {plan.lane.name!r} as {lane_digest(plan.lane)[:19]}, and "
@@ -120,7 +128,10 @@ class Lab:
                 "different kinds of machines never meet in one campaign, so start a new one"
             )
         return self._run(
-            folder, self.launcher(plan.num_threads), spent_seconds=spent_before(folder)
+            folder,
+            self.launcher(plan.num_threads),
+            spent_seconds=spent_before(folder),
+            retry_crashed=retry_crashed,
         )
 
     def _start(
@@ -184,7 +195,12 @@ class Lab:
             )
 
     def _run(
-        self, folder: CampaignFolder, launcher: Launcher, *, spent_seconds: float
+        self,
+        folder: CampaignFolder,
+        launcher: Launcher,
+        *,
+        spent_seconds: float,
+        retry_crashed: bool = False,
     ) -> CampaignResult:
         plan = folder.plan()
         placement = replace(
@@ -204,6 +220,7 @@ class Lab:
                 spent_seconds=spent_seconds,
                 host=self.host,
                 cores=placement.cores,
+                retry_crashed=retry_crashed,
             ).run()
 
     def _require_local_store(self) -> None:

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from lanewise.errors import UsageError
@@ -82,6 +83,76 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> DeviceType:
     if asked == "auto":
         return "cuda" if has_gpu() else "cpu"
     return asked
+
+
+STAND_IN_GPU_CLASS = "h100-sxm-80gb"
+"""Names a GPU machine where a lane is only shown and none is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownMachine:
+    """The machine a lane is shown for.
+
+    Attributes:
+        machine_class: its class.
+        here: whether it is this machine, whose software can be looked at.
+        notes: what cannot be known here.
+    """
+
+    machine_class: str
+    here: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def device_type(self) -> DeviceType:
+        """The device of the class."""
+        return device_type_of(self.machine_class)
+
+
+def machine_to_show(
+    device: Literal["auto", "cpu", "cuda"],
+    *,
+    asked: str | None,
+    named: str | None,
+    gpu_answers: Callable[[], bool] = has_gpu,
+    detect: Callable[[DeviceType], str] | None = None,
+) -> ShownMachine:
+    """Which machine a lane is resolved for when it is shown, which needs no device of that kind.
+
+    Args:
+        device: what was asked for; `auto` follows the class, else takes a GPU where one answers.
+        asked: class asked for.
+        named: class the lane names.
+        gpu_answers: whether a GPU answers that the installed torch can use.
+        detect: class of this machine by device; None looks at it.
+
+    Raises:
+        UsageError: a class is no machine class, or has no such device.
+    """
+    chosen = asked or named
+    answers = gpu_answers()
+    notes: tuple[str, ...] = ()
+    if chosen is not None:
+        require_machine_class(chosen)
+        if device not in ("auto", device_type_of(chosen)):
+            raise UsageError(
+                f"machine {chosen} has no device '{device}'; use --device {device_type_of(chosen)}, or another --machine"
+            )
+    elif device == "cuda" and not answers:
+        chosen = STAND_IN_GPU_CLASS
+        notes = (
+            f"no GPU answers here, so name and ledger are those of {chosen}; --machine CLASS shows another",
+        )
+    if chosen is None:
+        wanted: DeviceType = "cuda" if device == "cuda" or (device == "auto" and answers) else "cpu"
+        return ShownMachine(machine_class=(detect or detect_machine_class)(wanted), here=True)
+    if device_type_of(chosen) == "cuda" and not answers:
+        notes = (
+            *notes,
+            "backends are those asked for, in order; which of them run cannot be known here, without a GPU that torch can "
+            "use: `lanewise doctor` tests them there",
+        )
+    return ShownMachine(machine_class=chosen, here=False, notes=notes)
 
 
 DEFAULT_CPU_THREADS = 1

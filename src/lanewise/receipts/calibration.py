@@ -86,6 +86,10 @@ class ObserverResult(Record):
     interval_log: Interval | None = None
     contains_direct: bool | None = None
     """Whether the campaign's interval contains the cost accounted inside the timed step; null without a campaign."""
+    strict_interval_log: Interval | None = None
+    """The campaign's interval at 99.9 %, shared by its looks, by which it is a cross-check of the accounting."""
+    contradicts_direct: bool | None = None
+    """Whether the accounted cost lies outside of the strict interval; null without a campaign."""
 
 
 class CalibrationRecord(Record):

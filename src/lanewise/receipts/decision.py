@@ -337,5 +337,9 @@ class CampaignRecord(Record):
     """Loss in nats per token to reach (`--target-loss`); null where none was named."""
     screen_design: Literal["toggle", "plackett-burman"] | None = None
     """How a screen varied the features; null in a campaign that is none."""
+    started_by: Literal["ablate", "calibrate", "screen"] | None = None
+    """The command that started it, which alone resumes it; null in campaigns that did not say."""
+    used_up_blocks: tuple[str, ...] = ()
+    """`feature block` of every missing block whose attempts have failed; `--resume --retry-crashed` gives it new ones."""
     interactions: InteractionTable | None = None
     """Of a campaign that measured features from both bases; recomputed from its decisions."""

@@ -19,6 +19,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -190,13 +191,15 @@ class Store:
 
     def iter_decisions(self, problems: list[LanewiseError] | None = None) -> Iterator[Decision]:
         """Every decision of the store; `problems` as in `iter_receipts`."""
-        yield from self._iterate(self.decision_files(), _parse_decision, problems)
+        yield from self._iterate(self.decision_files(), partial(parse_record, Decision), problems)
 
     def iter_campaigns(
         self, problems: list[LanewiseError] | None = None
     ) -> Iterator[CampaignRecord]:
         """Every campaign of the store; `problems` as in `iter_receipts`."""
-        yield from self._iterate(self.campaign_files(), _parse_campaign, problems)
+        yield from self._iterate(
+            self.campaign_files(), partial(parse_record, CampaignRecord), problems
+        )
 
     def read_calibration(self, calibration_id: str) -> CalibrationRecord:
         """Read a calibration by its id or a path."""
@@ -207,7 +210,9 @@ class Store:
         self, problems: list[LanewiseError] | None = None
     ) -> Iterator[CalibrationRecord]:
         """Every calibration of the store; `problems` as in `iter_receipts`."""
-        yield from self._iterate(self.calibration_files(), _parse_calibration, problems)
+        yield from self._iterate(
+            self.calibration_files(), partial(parse_record, CalibrationRecord), problems
+        )
 
     def receipt_files(self) -> list[FileStamp]:
         """The receipt files, named relative to the root; sidecars are left out."""
@@ -369,18 +374,6 @@ def _read_series(receipt_location: str, artifact: Artifact) -> StepSeries:
             f"{short(sha256_of(content))}; restore the file from a copy"
         )
     return parse_steps(content, location)
-
-
-def _parse_decision(content: bytes, where: str) -> Decision:
-    return parse_record(Decision, content, where)
-
-
-def _parse_campaign(content: bytes, where: str) -> CampaignRecord:
-    return parse_record(CampaignRecord, content, where)
-
-
-def _parse_calibration(content: bytes, where: str) -> CalibrationRecord:
-    return parse_record(CalibrationRecord, content, where)
 
 
 def _safe_name(what: str, name: str) -> str:
