@@ -93,7 +93,9 @@ def decide(context: Context, arms: Arms, blocks: Sequence[JudgedBlock]) -> Decis
         goodput=judge.metric(counted, judge.goodput_ratio, reason="goodput is switched off"),
         compile_seconds=compile_delta,
         compile_runs=judge.compile_runs([block for block in blocks if block.comparable]),
-        loss_max_abs_diff=judge.loss_difference(counted) if arms.equal_mathematics else None,
+        loss_max_abs_diff=judge.loss_difference(counted, arms.control.lane.precision.compute)
+        if arms.equal_mathematics
+        else None,
         loss_equal_steps=None
         if arms.equal_mathematics
         else judge.losses_at(counted, lambda found: found.equal_steps),

@@ -74,11 +74,11 @@ class BlockEvidence:
             return ()
         return quad_contrasts(control[0], treated[0])
 
-    def paired_losses(self) -> tuple[tuple[int, float | None, float | None], ...]:
-        """(step, loss of A, loss of B) of the first visits, as far as rounding keeps equal mathematics together."""
+    def paired_losses(self, compute: str) -> tuple[tuple[int, float | None, float | None], ...]:
+        """(step, loss of A, loss of B) of the first visits, as far as rounding in this dtype keeps them together."""
         control, treated = self.steps["A"][0], self.steps["B"][0]
         paired = zip(control.step, control.loss, treated.loss, strict=False)
-        return tuple(paired)[: protocol.PAIRED_LOSS_STEPS]
+        return tuple(paired)[: protocol.PAIRED_LOSS_STEPS[compute]]
 
     def losses(self) -> LossComparison | None:
         """Losses of the first visits at equal steps and at equal time, or None where an arm has none."""

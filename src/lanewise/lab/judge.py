@@ -220,12 +220,12 @@ def tokens_delta(
     )
 
 
-def loss_difference(blocks: Sequence[JudgedBlock]) -> float | None:
-    """Largest difference of the arms' losses over the first `PAIRED_LOSS_STEPS` steps, in nats."""
+def loss_difference(blocks: Sequence[JudgedBlock], compute: str) -> float | None:
+    """Largest difference of the arms' losses over the first `PAIRED_LOSS_STEPS` of a dtype, in nats."""
     differences = [
         abs(treated - control)
         for block in blocks
-        for _step, control, treated in block.evidence.paired_losses()
+        for _step, control, treated in block.evidence.paired_losses(compute)
         if control is not None and treated is not None
     ]
     return max(differences, default=None)

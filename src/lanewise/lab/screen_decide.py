@@ -266,7 +266,9 @@ def _decision(
         compile_seconds=judge.metric(counted, judge.compile_seconds, reason="not measured")
         if alone
         else many,
-        loss_max_abs_diff=judge.loss_difference(counted) if arms.equal_mathematics else None,
+        loss_max_abs_diff=judge.loss_difference(counted, arms.control.lane.precision.compute)
+        if arms.equal_mathematics
+        else None,
         observed=judge.observed(blocks, arms) if alone else _observed_in_rows(blocks, arms),
         observed_ok=not any(fault.about_backend for block in blocks for fault in block.faults),
         verdict=verdict,

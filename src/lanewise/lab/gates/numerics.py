@@ -30,12 +30,15 @@ def finite_losses(block: BlockEvidence) -> Gate:
 def paired_losses(block: BlockEvidence, arms: Arms) -> Gate:
     """Arms that promise the same mathematics agree over the first steps, within rounding that training amplifies."""
     name = "paired_losses"
-    rule = f"losses of arms with equal mathematics agree within rounding over {protocol.PAIRED_LOSS_STEPS} steps"
+    compute = arms.control.lane.precision.compute
+    rule = (
+        "losses of arms with equal mathematics agree within rounding over "
+        f"{protocol.PAIRED_LOSS_STEPS[compute]} steps of {compute}"
+    )
     if not arms.equal_mathematics:
         return Gate(name=name, rule=rule, received="the feature changes the mathematics")
-    compute = arms.control.lane.precision.compute
     largest = 0.0
-    for step, control, treated in block.paired_losses():
+    for step, control, treated in block.paired_losses(compute):
         if control is None or treated is None:
             break
         difference = abs(treated - control)
