@@ -86,7 +86,7 @@ def test_steps_that_do_not_fit_are_refused_with_numbers(world):
         world.lab().start(asked(steps=200, blocks=8, budget_seconds=60.0))
 
 
-@pytest.mark.parametrize(("steps", "near"), [(21, "22"), (2, "8"), (7, "8"), (9, "10")])
+@pytest.mark.parametrize(("steps", "near"), [(21, "22"), (2, "12"), (11, "12"), (13, "14")])
 def test_steps_that_no_block_has_name_some_that_one_has(world, steps, near):
     with pytest.raises(UsageError, match=f"--steps {steps}: .*give {near}$"):
         world.lab().start(asked(steps=steps))

@@ -158,16 +158,21 @@ class Candidate:
 
 
 def parse_budget(text: str) -> float:
-    """Seconds of a budget such as `90s`, `5m` or `1h`; a bare number is seconds.
+    """Seconds of a budget such as `90s`, `5m`, `1h` or `2m30s`; a bare number is seconds.
 
     Raises:
         UsageError: it is not a positive duration.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smh]?)\s*", text)
-    seconds = float(found.group(1)) * _UNITS[found.group(2) or "s"] if found else 0.0
+    number = r"[0-9]+(?:\.[0-9]+)?"
+    seconds = 0.0
+    if re.fullmatch(rf"\s*{number}\s*", text):
+        seconds = float(text)
+    elif re.fullmatch(rf"\s*({number}\s*h\s*)?({number}\s*m\s*)?({number}\s*s\s*)?", text):
+        parts = re.findall(rf"({number})\s*([hms])", text)
+        seconds = math.fsum(float(count) * _UNITS[unit] for count, unit in parts)
     if seconds <= 0:
         raise UsageError(
-            f"--budget {text!r} is not a duration; write a positive number and a unit: 90s, 5m or 1h"
+            f"--budget {text!r} is not a duration; write positive numbers with units: 90s, 5m or 1h30m"
         )
     return seconds
 
