@@ -52,7 +52,7 @@ def measure_cpu_step(step: Callable[[], object], live: Iterable[torch.Tensor]) -
     from torch.profiler import ProfilerActivity, profile
 
     live_bytes = storage_bytes(live)
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
     with silent_stderr():
         profiler.start()
     try:

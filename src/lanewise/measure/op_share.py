@@ -74,7 +74,7 @@ def profiled(step: Callable[[], object], *, device_type: str) -> list[Event]:
     activities = [ProfilerActivity.CPU]
     if device_type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    profiler = profile(activities=activities)
+    profiler = profile(activities=activities, acc_events=True)
     with silent_stderr():
         profiler.start()
     try:
