@@ -43,7 +43,7 @@ def result(store, tmp_path_factory):
             lane=load_lane("nam56r-tiny", SMALLER),
             machine_class=detect_machine_class("cpu"),
             features=("fused_mamba", "none"),
-            budget_seconds=120.0,
+            budget_seconds=80.0,
             blocks=2,
             data_path=str(corpus),
         )
@@ -142,7 +142,7 @@ def test_a_screen_of_real_processes_completes(tmp_path, design):
             lane=load_lane("nam56r-tiny", SMALLER),
             machine_class=detect_machine_class("cpu"),
             features=("fused_mamba", "fused_moe"),
-            budget_seconds=240.0,
+            budget_seconds=120.0,
             data_path=str(corpus),
         ),
         design,
