@@ -1,8 +1,6 @@
 """`python -m lanewise`: the command line where no console script is installed."""
 
-import sys
-
 from lanewise.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

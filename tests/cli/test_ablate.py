@@ -131,7 +131,7 @@ def test_nothing_told_exits_4(world, capsys):
     ("arguments", "said"),
     [
         (["ablate", "nam56r-tinny"], "Did you mean 'nam56r-tiny'?"),
-        ([*MOE[:2], "--budget", "soon"], "write a positive number and a unit"),
+        ([*MOE[:2], "--budget", "soon"], "write positive numbers with units"),
         ([*MOE[:2], "--budget", "3s"], "give a larger --budget"),
         ([*MOE, "--effect", "2"], "write a positive percentage"),
         ([*MOE, "--effect", "0.4%"], "within the margin of 0.50%"),

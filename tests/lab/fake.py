@@ -10,6 +10,7 @@ from lanewise.lab.prepare import CampaignOptions
 from lanewise.lab.session import Lab
 from lanewise.lane.digest import digest, lane_identity
 from lanewise.lane.load import load_lane
+from lanewise.receipts.extension_keys import PROTOCOL_KEY
 from lanewise.receipts.instruments import PLANTED_KEY
 from lanewise.receipts.schema import StepSeries
 from lanewise.receipts.store import Store
@@ -287,9 +288,10 @@ def receipt_changes(request: RunRequest, script: Script, losses: list[float]) ->
 
 
 def extensions(request: RunRequest) -> dict[str, Any]:
-    if request.planted_delay_ratio is None:
-        return {}
-    return {PLANTED_KEY: {"step_time_ratio": 1.0 + request.planted_delay_ratio, "note": "fake"}}
+    found = {PROTOCOL_KEY: dict(request.protocol)}
+    if request.planted_delay_ratio is not None:
+        found[PLANTED_KEY] = {"step_time_ratio": 1.0 + request.planted_delay_ratio, "note": "fake"}
+    return found
 
 
 def fake_conditions(machine_class: str, num_threads: int) -> Conditions:

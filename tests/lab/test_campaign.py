@@ -100,7 +100,7 @@ def test_a_later_attempt_at_a_block_comes_after_the_blocks_that_were_run_before_
 
 
 @pytest.mark.parametrize(
-    "plan", sorted(EVIDENCE.glob("*/campaigns/*/plan.json")), ids=lambda p: p.parent.name
+    "plan", sorted(EVIDENCE.glob("cpu-2026-11*/campaigns/*/plan.json")), ids=lambda p: p.parent.name
 )
 def test_committed_campaigns_from_before_there_were_seals_are_read(plan):
     folder = CampaignFolder(plan.parent)

@@ -23,11 +23,31 @@ def simulated(num_campaigns: int, num_blocks: int, sd: float, effect: float = 0.
 # --- contrasts ---------------------------------------------------------------------------------------------------
 
 
-def test_quad_contrast_is_the_median_over_quads():
+def test_quad_contrast_is_the_centre_of_the_quads():
     control = [1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
     treated = [2.0, 2.0, 2.0, 2.0, 4.0 * math.e, 4.0]
-    expected = float(np.median([math.log(2), 0.0, 0.5]))
+    quads = (math.log(2), 0.0, 0.5)
+    assert stats.median_quad_contrast(control, treated) == pytest.approx(0.5)
+    # Of 0.693, 0, 0.5, 0.347, 0.597 and 0.25 the middle two are 0.347 and 0.5.
+    expected = (math.log(2) / 2 + 0.5) / 2
     assert stats.quad_contrast(control, treated) == pytest.approx(expected)
+    assert stats.hodges_lehmann(quads) == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(values=st.lists(st.floats(-10, 10), min_size=1, max_size=12), shift=st.floats(-5, 5))
+def test_the_hodges_lehmann_centre_moves_with_its_values_and_lies_among_them(values, shift):
+    centre = stats.hodges_lehmann(values)
+    assert min(values) - 1e-12 <= centre <= max(values) + 1e-12
+    assert stats.hodges_lehmann([-v for v in values]) == pytest.approx(-centre, abs=1e-12)
+    moved = stats.hodges_lehmann([v + shift for v in values])
+    assert moved == pytest.approx(centre + shift, abs=1e-9)
+
+
+def test_a_quarter_of_wild_values_does_not_carry_the_centre_off():
+    assert abs(stats.hodges_lehmann([0.01 * i for i in range(-7, 8)] + [1e6] * 5)) < 0.2
+    with pytest.raises(ValueError, match="no values"):
+        stats.hodges_lehmann([])
 
 
 def test_quad_contrast_cancels_a_linear_drift_in_either_order():

@@ -149,7 +149,7 @@ SYMMETRIC_KINDS = ODD_KINDS[:6]
 
 
 def centres(quads: Floats) -> dict[str, Floats]:
-    """Ways to make one contrast of block × quad, beside the median that the product takes."""
+    """Ways to make one contrast of block × quad; the product takes Hodges–Lehmann, its first version the median."""
     num_quads = quads.shape[1]
     first, second = np.triu_indices(num_quads)
     ordered = np.sort(quads, axis=1)

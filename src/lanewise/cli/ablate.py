@@ -236,7 +236,7 @@ def _options(
     target_loss: float | None = None,
 ) -> CampaignOptions:
     from lanewise.lab.detect import parse_effect
-    from lanewise.lab.plan import parse_budget
+    from lanewise.lab.durations import parse_budget
     from lanewise.lab.prepare import CampaignOptions
     from lanewise.lane.machine import DEFAULT_CPU_THREADS, choose_device, detect_machine_class
 

@@ -113,7 +113,7 @@ def calibrate(
         resume_calibration,
     )
     from lanewise.lab.calibrate import calibrate as run
-    from lanewise.lab.plan import parse_budget
+    from lanewise.lab.durations import parse_budget
     from lanewise.lab.prepare import CampaignOptions
     from lanewise.lane.machine import DEFAULT_CPU_THREADS, choose_device, detect_machine_class
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from types import MappingProxyType
 
 from lanewise.errors import ReceiptError
 from lanewise.lab import protocol
 from lanewise.lab.journal import BlockDone
 from lanewise.lab.schedule import ArmName
 from lanewise.measure.loss_curve import LossComparison, compare_losses
-from lanewise.measure.stats import quad_contrast, quad_contrasts, visit_contrast
+from lanewise.measure.stats import (
+    median_quad_contrast,
+    quad_contrast,
+    quad_contrasts,
+    visit_contrast,
+)
+from lanewise.receipts.extension_keys import PROTOCOL_KEY
+from lanewise.receipts.migrate import UPGRADE_COMMAND
 from lanewise.receipts.schema import RunReceipt, StepSeries
 from lanewise.receipts.store import Store
 
@@ -57,15 +65,15 @@ class BlockEvidence:
     def contrast_log(self) -> float | None:
         """Effect of this block on log step time, or None when nothing is left after warm-up.
 
-        Lockstep: median over quads of mean log B − mean log A (P1b). Sequential: mean over B visits of the median log
-        step − the same over A visits (P4).
+        Lockstep: centre over quads of mean log B − mean log A (P1b), by the version of the method the block was measured
+        with. Sequential: mean over B visits of the median log step − the same over A visits (P4).
         """
         control, treated = self.steady_seconds("A"), self.steady_seconds("B")
         if not all((control, treated, *control, *treated)):
             return None
         if self.entry.design == "sequential":
             return visit_contrast(control, treated)
-        return quad_contrast(control[0], treated[0])
+        return _QUAD_CONTRASTS[method_version(self.receipts["A"][0])](control[0], treated[0])
 
     def quad_contrasts(self) -> tuple[float, ...]:
         """Effect of each steady quad of a block whose arms took turns; empty when nothing is left after warm-up."""
@@ -84,6 +92,18 @@ class BlockEvidence:
         """Losses of the first visits at equal steps and at equal time, or None where an arm has none."""
         control, treated = self.steps["A"], self.steps["B"]
         return compare_losses(control[0], treated[0]) if control and treated else None
+
+
+_QUAD_CONTRASTS: Mapping[str, Callable[[Sequence[float], Sequence[float]], float]] = (
+    MappingProxyType({"1": median_quad_contrast, protocol.METHOD_VERSION: quad_contrast})
+)
+"""Version of the method → contrast of a block whose arms took turns."""
+
+
+def method_version(receipt: RunReceipt) -> str:
+    """How the block of a receipt was measured; receipts that keep no parameters are older than the second version."""
+    parameters = receipt.extensions.get(PROTOCOL_KEY)
+    return str(parameters["method_version"]) if isinstance(parameters, Mapping) else "1"
 
 
 def receipt_locations(store: Store) -> dict[str, str]:
@@ -120,6 +140,12 @@ def _read_block(store: Store, entry: BlockDone, locations: Mapping[str, str]) ->
                 series = store.steps_of(receipt, location)
             except ReceiptError as error:
                 unreadable.append(f"arm {arm}: {error}")
+                continue
+            if method_version(receipt) not in _QUAD_CONTRASTS:
+                unreadable.append(
+                    f"arm {arm}: measured by method {method_version(receipt)}, and this lanewise knows "
+                    f"{', '.join(_QUAD_CONTRASTS)}; run `{UPGRADE_COMMAND}`"
+                )
                 continue
             receipts[arm] = (*receipts[arm], receipt)
             if series is None:

@@ -10,7 +10,6 @@ cheap feature gives the same information for less. Where a person names the effe
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -47,8 +46,6 @@ RESERVE_RATIO = 0.06
 
 PARALLEL_SETUP_RATIO = 0.4
 """Two children that build at the same time take the longer setup and about this share of the shorter one (2 cores)."""
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class ArmCost(Record):
@@ -155,26 +152,6 @@ class Candidate:
     control: ArmCost | None
     treated: ArmCost | None
     failure: str | None = None
-
-
-def parse_budget(text: str) -> float:
-    """Seconds of a budget such as `90s`, `5m`, `1h` or `2m30s`; a bare number is seconds.
-
-    Raises:
-        UsageError: it is not a positive duration.
-    """
-    number = r"[0-9]+(?:\.[0-9]+)?"
-    seconds = 0.0
-    if re.fullmatch(rf"\s*{number}\s*", text):
-        seconds = float(text)
-    elif re.fullmatch(rf"\s*({number}\s*h\s*)?({number}\s*m\s*)?({number}\s*s\s*)?", text):
-        parts = re.findall(rf"({number})\s*([hms])", text)
-        seconds = math.fsum(float(count) * _UNITS[unit] for count, unit in parts)
-    if seconds <= 0:
-        raise UsageError(
-            f"--budget {text!r} is not a duration; write positive numbers with units: 90s, 5m or 1h30m"
-        )
-    return seconds
 
 
 def block_seconds(

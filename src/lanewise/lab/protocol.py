@@ -19,10 +19,11 @@ Claims = Literal["each", "family"]
 """What 5 % is shared by: the looks of one feature, or those of all features of a campaign."""
 
 METHOD: Final = "paired-blocks-t"
-"""Median over quads of mean log B − mean log A per block; t-interval over blocks."""
+"""Centre over quads of mean log B − mean log A per block; t-interval over blocks."""
 
-METHOD_VERSION: Final = "1"
-"""How a block is measured; every receipt hashes it."""
+METHOD_VERSION: Final = "2"
+"""How a block is measured; every receipt hashes it. 1: the median over quads. 2: their Hodges–Lehmann centre, whose SD over 80
+A/A blocks of 23 quads on a shared CPU was 1.47 % against 1.64 %."""
 
 DECISION_VERSION: Final = "2"
 """How blocks become a decision. 1: one look, t interval. 2: planned looks, stage-wise interval; equal to 1 with one look."""

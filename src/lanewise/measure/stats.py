@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import fmean, median, stdev
 from typing import Final
 
@@ -57,7 +58,7 @@ def quad_contrasts(
 
 
 def quad_contrast(control_seconds: Sequence[float], treated_seconds: Sequence[float]) -> float:
-    """Contrast of a lockstep block: the median over its quads of mean log B − mean log A (P1b).
+    """Contrast of a lockstep block: the Hodges–Lehmann centre over its quads of mean log B − mean log A (P1b).
 
     Args:
         control_seconds: step durations of arm A in order, two per quad.
@@ -67,7 +68,35 @@ def quad_contrast(control_seconds: Sequence[float], treated_seconds: Sequence[fl
     Raises:
         ValueError: no whole quad, arms of different length, or a duration that is not positive.
     """
+    return hodges_lehmann(quad_contrasts(control_seconds, treated_seconds))
+
+
+def median_quad_contrast(
+    control_seconds: Sequence[float], treated_seconds: Sequence[float]
+) -> float:
+    """Contrast of a lockstep block by the first version of the method: the median over quads. As `quad_contrast` otherwise."""
     return float(np.median(quad_contrasts(control_seconds, treated_seconds)))
+
+
+def hodges_lehmann(values: Sequence[float]) -> float:
+    """Median of the means of all pairs, each value with itself included; up to 29 % of wild values do not carry it off.
+
+    Nearly as exact as the mean where noise is normal, which the median is not (Hodges & Lehmann 1963, Ann. Math. Stat. 34).
+
+    Raises:
+        ValueError: no value.
+    """
+    if not values:
+        raise ValueError("the centre of no values; at least one is needed")
+    known = np.asarray(values, dtype=np.float64)
+    first, second = _pairs(len(known))
+    return float(np.median(known[first] + known[second])) / 2
+
+
+@cache
+def _pairs(num_values: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    first, second = np.triu_indices(num_values)
+    return first, second
 
 
 def visit_contrast(
