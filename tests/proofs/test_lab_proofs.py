@@ -80,13 +80,13 @@ def aa(folder, sd: float, *, lean: float = 0.0, scale: float = 0.1):
 @pytest.mark.slow
 def test_honest_a_a_campaigns_pass(tmp_path):
     proof = aa(tmp_path, 0.01, scale=0.2)
-    assert proof.counts == {"campaigns": 4, "blocks": 32}
-    assert [claim.holds for claim in proof.claims] == [True, True, True, True]
+    assert proof.counts == {"campaigns": 4, "blocks": 36}
+    assert [claim.holds for claim in proof.claims] == [True] * 5
     assert len(proof.tables["A/A campaigns"]) == 5
 
 
 def test_a_bias_fails_them(tmp_path):
-    calls, looks, _margin, common = aa(tmp_path, 0.005, lean=0.03).claims
+    _counted, calls, looks, _margin, common = aa(tmp_path, 0.005, lean=0.03).claims
     assert not calls.holds
     assert not looks.holds
     assert not common.holds
@@ -94,7 +94,32 @@ def test_a_bias_fails_them(tmp_path):
 
 @pytest.mark.slow
 def test_noise_above_the_bound_fails_them(tmp_path):
-    assert not aa(tmp_path, 0.08).claims[2].holds
+    assert not aa(tmp_path, 0.08).claims[3].holds
+
+
+def test_a_campaign_that_gives_no_margin_fails_them_and_is_not_tried_again(tmp_path):
+    worlds = {number: World(store=Store(tmp_path / str(number))) for number in range(3)}
+    for number, world in worlds.items():
+        world.script.seconds = noisy(0.01, number)
+    drift = noisy(0.01, 7)
+    worlds[1].script.seconds = lambda request, step, now: (
+        drift(request, step, now) * (1.0 + (0.05 * step if place(request).endswith("/B") else 0.0))
+    )
+    parts = Parts("aa_campaigns", {}, total=3, folder=tmp_path / "parts")
+
+    def proof(labs):
+        return aa_campaigns.prove(
+            0.15,
+            lambda number: labs[number].lab(),
+            lambda number: options(budget_seconds=90.0, seed=number),
+            parts,
+        )
+
+    first = proof(worlds)
+    assert not first.claims[0].holds
+    assert first.claims[0].measured.startswith("2 of 3; campaign 2: ")
+    assert "9 A/A blocks of campaign" in first.claims[0].measured
+    assert proof({}) == first
 
 
 def test_a_cut_run_goes_on_with_the_campaigns_that_are_missing(tmp_path, capsys):
@@ -107,7 +132,7 @@ def test_a_cut_run_goes_on_with_the_campaigns_that_are_missing(tmp_path, capsys)
             0.1,
             lambda number: labs[number].lab(),
             lambda number: options(budget_seconds=90.0, seed=number),
-            Parts("aa_campaigns", {"blocks": 8}, total=2, folder=tmp_path / "parts"),
+            Parts("aa_campaigns", {"blocks": 9}, total=2, folder=tmp_path / "parts"),
         )
 
     with pytest.raises(KeyError):
@@ -117,7 +142,7 @@ def test_a_cut_run_goes_on_with_the_campaigns_that_are_missing(tmp_path, capsys)
         file.write('{"part": "campaign 2", "fou')
     resumed = proof({1: worlds[1]})
     assert "1 to go, about" in capsys.readouterr().err
-    assert resumed.counts == {"campaigns": 2, "blocks": 16}
+    assert resumed.counts == {"campaigns": 2, "blocks": 18}
     # All parts are there: nothing is run, and the proof is the same.
     assert proof({}) == resumed
 

@@ -70,12 +70,13 @@ class BlockDone(Record):
 
 
 class BlockLost(Record):
-    """A block that was thrown away because a process failed in it, or because others used the machine.
+    """A block that was thrown away because a process failed in it, because others used the machine, or because no
+    difference of its arms held.
 
     Attributes:
         failure_family: kind of failure; null where input was refused, and in journals before there were families.
         failure: its facts.
-        receipts: arm → receipt ids of a block that ran to its end and was disturbed; empty where a process failed.
+        receipts: arm → receipt ids of a block that ran to its end all the same; empty where a process failed.
     """
 
     event: Literal["discarded"] = "discarded"

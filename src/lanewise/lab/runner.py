@@ -35,7 +35,7 @@ from lanewise.lab.schedule import block_order
 from lanewise.lab.sequential import run_sequential
 from lanewise.lab.stopping import confidence, contrasts, looks_at
 from lanewise.lab.toggle import run_toggle
-from lanewise.lab.validity import disturbance
+from lanewise.lab.validity import worth_another_attempt
 from lanewise.lab.visit import BlockTask
 from lanewise.measure.host import Host
 from lanewise.measure.stats import estimate_from_contrasts
@@ -175,7 +175,7 @@ class Runner:
                 lambda ratio: self.listen(BlockAdvanced(done_ratio=ratio)),
                 self.host,
             )
-            return self._undisturbed(entry)
+            return self._kept(entry)
         except ChildRefused as error:
             if error.child_exit_code == StoreError.exit_code:
                 raise StoreError(
@@ -188,10 +188,10 @@ class Runner:
             if task.caches is not None:
                 task.caches.clear_cold()
 
-    def _undisturbed(self, entry: BlockDone) -> BlockDone | BlockLost:
-        """The block, or its first attempt thrown away: others used the machine, and it can be run again."""
+    def _kept(self, entry: BlockDone) -> BlockDone | BlockLost:
+        """The block, or its first attempt thrown away: it was disturbed or not steady, and it can be run again."""
         (evidence,) = read_blocks(self.store, [entry])
-        fault = disturbance(evidence)
+        fault = worth_another_attempt(evidence)
         if fault is None or self._attempts(entry.feature, entry.block) + 1 >= MAX_ATTEMPTS:
             return entry
         return BlockLost(

@@ -61,14 +61,15 @@ def faults_of(gates: tuple[Gate, ...]) -> tuple[Fault, ...]:
     return found or tuple(fault for gate in gates for fault in gate.faults)
 
 
-def disturbance(block: BlockEvidence) -> Fault | None:
-    """Why a block that has just run should be run again, judged by what else used the machine alone; None if by nothing.
+def worth_another_attempt(block: BlockEvidence) -> Fault | None:
+    """Why a block that has just run should be run again: others used the machine, or no difference held; None if neither.
 
-    Faults of both kinds of others become one, with the words of each.
+    Both refuse the block whichever arm was faster, so a second attempt selects nothing that the gates would not. Faults of
+    several others become one, with the words of each.
     """
     if block.unreadable:
         return None
-    faults = machine.host_quiet(block).faults
+    faults = machine.host_quiet(block).faults or timing.steady_state(block).faults
     if not faults:
         return None
     return replace(faults[0], text="; ".join(fault.text for fault in faults))
