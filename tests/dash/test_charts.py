@@ -10,6 +10,7 @@ from lanewise.dash.badput import badput, categories_present, partitions
 from lanewise.dash.costs import anatomy, memory
 from lanewise.dash.forest import forest
 from lanewise.dash.losses import loss_charts
+from lanewise.dash.rows import columns, rows
 from lanewise.dash.strips import strips
 from lanewise.measure.quality import SeedRuns, quality
 from lanewise.receipts.decision import Decision
@@ -259,3 +260,10 @@ def test_losses_of_several_seeds_are_drawn_thin_and_told_with_intervals(example:
     assert len(thin) == 3 * len(runs)
     assert chart.words.startswith(f"{len(runs)} seeds: ")
     assert "at equal step time; reaching the worse of both arms' last losses takes" in chart.words
+    # The time to a loss stands behind the losses, also where those were not compared.
+    timed = quality(runs, target_loss=5.0)
+    alone = decision.model_copy(update={"quality": timed, "loss_equal_time": None})
+    (row,) = rows([alone])
+    keys = [column.key for column in columns([alone])]
+    assert keys[keys.index("loss_time") + 1] == "loss_target"
+    assert all(row.cell(column).isprintable() for column in columns([alone]))

@@ -95,3 +95,9 @@ def test_the_report_shows_stops_levels_and_what_the_corrected_p_means(example: E
     )
     assert "Verdicts are per feature" in example.html
     assert "Looks were planned before the first block" in example.html
+
+
+@pytest.mark.parametrize("looks", [[], [0], [4, 4], [8, 4]])
+def test_a_boundary_without_ascending_looks_is_refused(looks: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"looks|item|greater than 0"):
+        Boundary.model_validate({**THREE, "looks": looks})

@@ -274,3 +274,9 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
 def test_a_missing_configuration_file(tmp_path: Path) -> None:
     with pytest.raises(LaneError, match="no configuration file"):
         load_config(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, number: str) -> None:
+    with pytest.raises(LaneError, match="budget_ratio: input should be a finite number"):
+        load(tmp_path, f'[experimental_taxes.stp]\nstate = "off"\nbudget_ratio = {number}\n')

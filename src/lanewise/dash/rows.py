@@ -133,14 +133,15 @@ def columns(decisions: Sequence[Decision]) -> tuple[Column, ...]:
     up the loss at equal steps before that at equal time, never the other way round. Looks and corrected p-values are there
     when a decision knows them.
     """
-    with_losses = any(d.loss_equal_time is not None for d in decisions)
+    with_target = any(_target_loss(d) is not None for d in decisions)
+    with_losses = with_target or any(d.loss_equal_time is not None for d in decisions)
     with_looks = any(d.boundary is not None for d in decisions)
     shown = tuple(
         c
         for c in COLUMNS
         if (with_losses or c.key not in LOSS_KEYS) and (with_looks or c.key not in LOOK_KEYS)
     )
-    if any(_target_loss(d) is not None for d in decisions):
+    if with_target:
         after = next(index for index, c in enumerate(shown) if c.key == "loss_time") + 1
         shown = (*shown[:after], TARGET, *shown[after:])
     if len({d.design for d in decisions}) > 1:

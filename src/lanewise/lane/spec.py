@@ -21,6 +21,6 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class Spec(BaseModel):
-    """Base of every table of a lane: immutable, strict about unknown keys."""
+    """Base of every table of a lane: immutable, strict about unknown keys, finite in all numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -6,9 +6,10 @@ Effects are stated as treated ÷ control (arm B ÷ arm A) on step time: a ratio 
 from __future__ import annotations
 
 import enum
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt, field_validator
 
 from lanewise.receipts.failures import Failure, FailureFamily
 from lanewise.receipts.interaction import InteractionTable
@@ -66,12 +67,19 @@ class Estimate(Record):
 class Boundary(Record):
     """A group-sequential test, written down before the first block (`measure.boundary`)."""
 
-    looks: tuple[int, ...]
-    """Blocks that count at each look; the last is the whole plan."""
+    looks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    """Blocks that count at each look, ascending; the last is the whole plan."""
     alpha: float
     """Two-sided chance of a false difference over all looks together."""
     nominal_alpha: float
     """Two-sided level of every single look."""
+
+    @field_validator("looks")
+    @classmethod
+    def _ascends(cls, looks: tuple[int, ...]) -> tuple[int, ...]:
+        if any(later <= earlier for earlier, later in pairwise(looks)):
+            raise ValueError(f"looks after {list(looks)} blocks do not ascend")
+        return looks
 
 
 LookOutcome = Literal["go_on", "difference", "equivalent", "futile", "last"]
